@@ -27,8 +27,8 @@ type bench struct {
 	counter bus.Counter
 }
 
-func (b bench) I2C(string) (i2c.BusCloser, error)                     { return b.bus, nil }
-func (b bench) Pin(string) (gpio.PinIn, error)                        { return b.pin, nil }
+func (b bench) I2C(string) (i2c.BusCloser, error)                    { return b.bus, nil }
+func (b bench) Pin(string) (gpio.PinIn, error)                       { return b.pin, nil }
 func (b bench) Counter(string, bus.CounterOpts) (bus.Counter, error) { return b.counter, nil }
 
 // options decodes a driver's options as the configuration does: strictly, over
