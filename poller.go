@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ type Poller struct {
 	Every time.Duration                               // between the starts of two measurements; a Watcher has none of its own
 	Open  func(context.Context) (Resource, error)     // a Sensor or a Watcher
 	Stamp func() Stamp                                // the Clock's
-	Put   func(Reading) error                         // to the log and to whoever looks on; called from Run's goroutine
+	Put   func(Reading)                               // to the log and to whoever looks on; called from Run's goroutine
 	State func(sensor string, state State, why error) // told each change of state; may be nil
 
 	Timeout time.Duration // of one measurement; default 30 s
@@ -85,9 +86,9 @@ func (p *Poller) once(ctx context.Context) (err error) {
 	case Sensor:
 		return p.poll(ctx, s)
 	case Watcher:
-		var putErr error
-		err := s.Watch(ctx, func(vs []Value) { putErr = errors.Join(putErr, p.took(vs)) })
-		return errors.Join(err, putErr)
+		var refused error // the first value that must not go on
+		err := s.Watch(ctx, func(vs []Value) { refused = cmp.Or(refused, p.took(vs)) })
+		return errors.Join(err, refused)
 	default:
 		return fmt.Errorf("%s: a %T can neither be polled nor watched", r, r)
 	}
@@ -131,7 +132,7 @@ func (p *Poller) sense(ctx context.Context, s Sensor) error {
 }
 
 // took stamps values and hands them on. What it refuses is a failure of the
-// sensor; what cannot be kept is not, and is told by whoever keeps.
+// sensor.
 func (p *Poller) took(vs []Value) error {
 	if len(vs) == 0 {
 		return fmt.Errorf("%s: measured nothing", p.Name)
@@ -143,9 +144,7 @@ func (p *Poller) took(vs []Value) error {
 	}
 	p.failures = 0
 	p.change(OK, nil)
-	if err := p.Put(Reading{Sensor: p.Name, At: p.Stamp(), Values: vs}); err != nil {
-		p.Log.Error("reading not kept", "sensor", p.Name, "why", err)
-	}
+	p.Put(Reading{Sensor: p.Name, At: p.Stamp(), Values: vs})
 	return nil
 }
 

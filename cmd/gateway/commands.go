@@ -1,0 +1,263 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+
+	"campus-gateway"
+	"campus-gateway/drivers"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+)
+
+// Set by the linker (see the Makefile).
+var (
+	version = "devel"
+	commit  = ""
+)
+
+func newVersion() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print version, commit, Go and architecture",
+		Example: "  gateway version\n  gateway version --json",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := struct {
+				Version string `json:"version"`
+				Commit  string `json:"commit"`
+				Go      string `json:"go"`
+				OS      string `json:"os"`
+				Arch    string `json:"arch"`
+			}{version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			if b, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range b.Settings {
+					if s.Key == "GOARM" {
+						v.Arch += "v" + s.Value
+					}
+				}
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), v)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "gateway %s, commit %s, %s, %s/%s\n", v.Version, orUnknown(v.Commit), v.Go, v.OS, v.Arch)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return cmd
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func newCheck() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration and show every fault at once",
+		Long: `Checks a configuration file. Every fault is shown with its line, its column, the
+line itself and what to write instead. Exit status 0: none.`,
+		Example: "  gateway check gateway.yaml",
+		Args:    exactly("the configuration file"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := loadConfig(args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: gateway %s, %d sensors, broker %s\n", args[0], c.Gateway.ID, len(c.Sensors), c.Broker.URL)
+			return nil
+		},
+	}
+}
+
+func newDrivers() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "drivers",
+		Short:   "List the chips and lines this gateway can read",
+		Example: "  gateway drivers\n  gateway drivers --json | jq -r '.[].name'",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), driverRows())
+			}
+			return driversTable(cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return cmd
+}
+
+type driverRow struct {
+	Name         string             `json:"name"`
+	Quantities   []gateway.Quantity `json:"quantities"`
+	Bus          drivers.Kind       `json:"bus"`
+	Addresses    []string           `json:"addresses"`
+	Doc          string             `json:"doc"`
+	Experimental bool               `json:"experimental"`
+}
+
+func driverRows() []driverRow {
+	rows := []driverRow{}
+	for _, d := range drivers.All() {
+		r := driverRow{Name: d.Name, Quantities: d.Quantities, Bus: d.Kind, Addresses: []string{}, Doc: d.Doc, Experimental: d.Experimental}
+		for _, a := range d.Addresses {
+			r.Addresses = append(r.Addresses, fmt.Sprintf("%#02x", a))
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+func driversTable(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tBUS\tADDRESS\tSENSES\tWHAT")
+	for _, r := range driverRows() {
+		doc := r.Doc
+		if r.Experimental {
+			doc += " (experimental)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", r.Name, r.Bus, shorten(r.Addresses, 2), shorten(r.Quantities, 3), doc)
+	}
+	return t.Flush()
+}
+
+// shorten joins a list's first n entries and tells of the rest.
+func shorten[T any](list []T, n int) string {
+	var words []string
+	for i, x := range list {
+		if i == n && len(list) > n+1 {
+			words = append(words, fmt.Sprintf("… %v", list[len(list)-1]))
+			break
+		}
+		words = append(words, fmt.Sprint(x))
+	}
+	if len(words) == 0 {
+		return "-"
+	}
+	return strings.Join(words, " ")
+}
+
+func newInit() *cobra.Command {
+	return &cobra.Command{
+		Use:     "init",
+		Short:   "Print a configuration to start from",
+		Long:    `Prints a commented configuration with every key, and an example for every driver.`,
+		Example: "  gateway init > gateway.yaml",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := io.WriteString(cmd.OutOrStdout(), sample())
+			return err
+		},
+	}
+}
+
+const sampleHead = `# The campus gateway. Check this file with: gateway check gateway.yaml
+# Everything but the broker's URL has a default; what is commented out shows it.
+
+gateway:
+  id: gw-a101                    # of this gateway; default: the host name
+  # site: indoor                 # indoor or outdoor: which data models fit
+  location:                      # where it stands (WGS 84)
+    longitude: -7.62
+    latitude: 33.00
+
+broker:
+  url: http://orion.campus.example:1026
+  # api: ngsi-v2                 # ngsi-v2 or ngsi-ld
+  # service: campus              # the tenant, NGSIv2 (Fiware-Service)
+  # service_path: /              # NGSIv2 (Fiware-ServicePath)
+  # tenant: campus               # NGSI-LD (NGSILD-Tenant)
+  # auth:                        # a token is kept in a file or the environment, never here
+  #   token_file: /etc/gateway/secrets/token
+  #   token_env: GATEWAY_TOKEN   # one of the two
+  #   header: bearer             # bearer or x-auth-token
+  # ca_file: /etc/gateway/ca.pem # a private certificate authority
+  # timeout: 30s
+
+log:                             # keeps readings while the broker is away
+  # dir: /var/lib/gateway/log
+  # window: 1s                   # a reading acknowledged within it is never written to the card
+  # max_size: 256MiB             # then the oldest are dropped
+
+live:
+  http:
+    # listen: 127.0.0.1:8080     # :8080 shows readings to the whole network; off
+    listen: 127.0.0.1:8080
+
+sensors:
+  # Every sensor has these keys. Further ones are its driver's.
+  - name: room                   # yours, unique
+    driver: bme280               # see: gateway drivers
+    bus: i2c-1                   # I2C; default i2c-1
+    address: 0x76                # I2C; default: the driver's first
+    # shared: false              # I2C: talk to it although a kernel driver owns it
+    # pin: GPIO17                # GPIO drivers, instead of bus and address
+    # interval: 10s
+    # site: indoor               # default: the gateway's
+    # location: {longitude: -7.62, latitude: 33.00}
+    # placement: northWall       # where in the room
+    # parcel: urn:ngsi-ld:AgriParcel:field-1   # what a soil probe belongs to
+    # entity: {type: IndoorEnvironmentObserved, id: room-a101}   # several sensors may feed one
+`
+
+// sample is a commented configuration: the head, and every driver with all its
+// options, taken from the registry.
+func sample() string {
+	var b strings.Builder
+	b.WriteString(sampleHead)
+	for i, d := range drivers.All() {
+		fmt.Fprintf(&b, "\n  # %s: %s\n", d.Name, d.Doc)
+		fmt.Fprintf(&b, "  # - name: my-%s\n  #   driver: %s\n", d.Name, d.Name)
+		if d.Kind == drivers.GPIO {
+			fmt.Fprintf(&b, "  #   pin: GPIO%d\n", 4+i)
+		} else {
+			fmt.Fprintf(&b, "  #   address: %#02x\n", d.Addresses[0])
+		}
+		for _, o := range optionLines(d) {
+			b.WriteString("  #   " + o + "\n")
+		}
+	}
+	return b.String()
+}
+
+// optionLines shows a driver's options with their defaults and meanings. One
+// that is empty by default is shown as a remark: writing it out would set it.
+func optionLines(d *drivers.Driver) []string {
+	v := reflect.ValueOf(d.Options()).Elem()
+	var lines []string
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name, doc := f.Tag.Get("yaml"), f.Tag.Get("doc")
+		if name == "" || name == "-" {
+			continue
+		}
+		value, err := yaml.Marshal(v.Field(i).Interface())
+		text := strings.TrimSpace(string(value))
+		if err != nil || v.Field(i).IsZero() && v.Field(i).Kind() != reflect.Bool && v.Field(i).Kind() != reflect.Float64 && v.Field(i).Kind() != reflect.Int && v.Field(i).Type() != reflect.TypeFor[int64]() || strings.Contains(text, "\n") {
+			lines = append(lines, fmt.Sprintf("# %s: …   # %s", name, doc))
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("%s: %s   # %s", name, text, doc))
+	}
+	return lines
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"reflect"
+	"sync"
+	"syscall"
+
+	"campus-gateway"
+	"campus-gateway/drivers"
+	"campus-gateway/drivers/bus"
+	"campus-gateway/live"
+	"campus-gateway/ngsi"
+	"campus-gateway/systemd"
+
+	"github.com/spf13/cobra"
+)
+
+func newRun() *cobra.Command {
+	var file string
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "run --config FILE",
+		Short: "Read, keep and forward, until told to stop",
+		Long: `Reads the configured sensors, keeps their readings in the log, forwards them to
+the broker and shows the newest over HTTP, until it is interrupted (SIGINT,
+SIGTERM). SIGHUP reads the configuration again; a faulty one is reported and the
+old one goes on. What is not there yet (a bus, a chip, the broker) is reported
+once and tried again for ever.`,
+		Example: `  gateway run --config gateway.yaml
+  gateway run --config gateway.yaml --dry-run   print the NGSI instead of sending it`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(file)
+			if err != nil {
+				return statusError{err, exitConfig}
+			}
+			log := newLogger(cmd.ErrOrStderr())
+			if dry {
+				return dryRun(cmd.Context(), c, cmd.OutOrStdout(), log)
+			}
+			host := &bus.Host{}
+			defer host.Close()
+			return run(cmd.Context(), file, c, host, log)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "config", "c", "/etc/gateway/gateway.yaml", "the configuration `FILE`")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "print the NGSI requests instead of sending them; keep nothing")
+	return cmd
+}
+
+// run is the daemon.
+func run(ctx context.Context, file string, c *config, host drivers.Host, log *slog.Logger) error {
+	p, closeLog, err := newParts(c, host, log)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	reloads := &reloader{file: file, current: c, hup: hup, next: make(chan *config), log: log}
+	watching := start(reloads)
+	defer watching.stop()
+	return serve(ctx, c, p, reloads.next, func(c *config) {
+		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "broker", c.Broker.URL, "version", version)
+		notify(log, systemd.Ready, fmt.Sprintf("STATUS=%d sensors", len(c.Sensors)))
+	}, func() { notify(log, systemd.Stopping) })
+}
+
+// notify tells systemd. That it cannot is worth a line, no more.
+func notify(log *slog.Logger, states ...string) {
+	if err := systemd.Notify(states...); err != nil {
+		log.Warn("systemd is not told", "why", err)
+	}
+}
+
+// newParts opens the log and makes what stays over reloads.
+func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), error) {
+	q, err := openLog(c, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	board := &live.Board{}
+	p := &parts{
+		log: log, clock: gateway.NewClock(), opener: &drivers.Opener{Host: host},
+		queue: q, board: board, keep: &keeper{board: board, queue: q, log: log},
+	}
+	return p, func() {
+		if err := q.Close(); err != nil {
+			log.Error("log not closed", "why", err)
+		}
+	}, nil
+}
+
+// reloader reads the configuration again on SIGHUP. A faulty one, or one that
+// only a restart can apply, leaves the present one running and says so.
+type reloader struct {
+	file    string
+	current *config
+	hup     <-chan os.Signal
+	next    chan *config
+	log     *slog.Logger
+}
+
+func (r *reloader) String() string { return "configuration " + r.file }
+
+func (r *reloader) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.hup:
+		}
+		c, err := loadConfig(r.file)
+		if err != nil {
+			r.log.Error("new configuration refused: the old one goes on", "why", err)
+			continue
+		}
+		if !reflect.DeepEqual(c.Log, r.current.Log) {
+			r.log.Warn("the log's settings change at the next restart; the rest of the new configuration begins now")
+			c.Log = r.current.Log
+		}
+		r.current = c
+		select {
+		case r.next <- c:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// dryRun senses for real and prints what it would send. The log is a folder
+// that is thrown away, so that a daemon beside it is not disturbed.
+func dryRun(ctx context.Context, c *config, out io.Writer, log *slog.Logger) error {
+	dir, err := os.MkdirTemp("", "gateway-dry-run-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c.Log.Dir, c.Live.HTTP.Listen = dir, "off"
+	host := &bus.Host{}
+	defer host.Close()
+	p, closeLog, err := newParts(c, host, log)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	sink, err := newSink(c)
+	if err != nil {
+		return err
+	}
+	p.sink = &printer{sink: sink, out: out}
+	log.Info("dry run: nothing is sent, nothing is kept; interrupt to end", "sensors", len(c.Sensors))
+	return serve(ctx, c, p, nil, func(*config) {}, func() {})
+}
+
+// printer is a Sink that prints the requests another would send.
+type printer struct {
+	sink *ngsi.Sink
+	mu   sync.Mutex
+	out  io.Writer
+}
+
+func (p *printer) String() string { return "dry run" }
+
+func (p *printer) Send(_ context.Context, rs []gateway.Reading) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.sink.Requests(rs) {
+		fmt.Fprintf(p.out, "%s %s\n", r.Method, r.URL)
+		for _, name := range sortedKeys(r.Header) {
+			fmt.Fprintf(p.out, "%s: %s\n", name, r.Header.Get(name))
+		}
+		if _, err := fmt.Fprintf(p.out, "\n%s\n\n", r.Body); err != nil {
+			return err
+		}
+	}
+	return nil
+}

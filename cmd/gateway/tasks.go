@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"campus-gateway"
+	"campus-gateway/buffer"
+	"campus-gateway/drivers"
+	"campus-gateway/live"
+	"campus-gateway/ngsi"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// task is one thing the daemon does until it is told to stop. Run returns nil
+// when ctx ends; an error ends the daemon.
+type task interface {
+	Run(ctx context.Context) error
+	String() string
+}
+
+// group is tasks that are stopped together.
+type group struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error // the first error of a task
+}
+
+// start runs tasks until stop. It and the bus's workers are the only ones that say go.
+func start(tasks ...task) *group {
+	ctx, cancel := context.WithCancel(context.Background())
+	g := &group{cancel: cancel, failed: make(chan error, len(tasks))}
+	for _, t := range tasks {
+		g.wg.Go(func() {
+			if err := t.Run(ctx); err != nil {
+				g.failed <- fmt.Errorf("%s: %w", t, err)
+			}
+		})
+	}
+	return g
+}
+
+// stop ends the tasks and waits for them.
+func (g *group) stop() {
+	g.cancel()
+	g.wg.Wait()
+}
+
+// plan is what a configuration becomes before anything of it runs. A stage is
+// stopped, and waited for, before the one it feeds.
+type plan struct {
+	sensing []task // the sensors, and who shows them
+	uplinks []task // the forwarders
+	view    *live.Server
+}
+
+// parts are what stays while configurations come and go.
+type parts struct {
+	log    *slog.Logger
+	clock  *gateway.Clock
+	opener *drivers.Opener
+	queue  *buffer.Log[gateway.Reading]
+	board  *live.Board
+	keep   *keeper
+	sink   gateway.Sink // instead of the configured broker (a dry run); else nil
+}
+
+// buildTasks turns a configuration into tasks. It opens nothing.
+func buildTasks(c *config, p *parts) (*plan, error) {
+	sink := p.sink
+	if sink == nil {
+		var err error
+		if sink, err = newSink(c); err != nil {
+			return nil, err
+		}
+	}
+	cursor, err := p.queue.Cursor("broker")
+	if err != nil {
+		return nil, err
+	}
+	forwarder := &gateway.Forwarder{Queue: cursor, Sink: sink, Log: p.log}
+	plan := &plan{uplinks: []task{forwarder}}
+	var lines []live.Sensor
+	for i := range c.Sensors {
+		s := &c.Sensors[i]
+		lines = append(lines, live.Sensor{Name: s.Name, Driver: s.Driver})
+		plan.sensing = append(plan.sensing, &gateway.Poller{
+			Name:  s.Name,
+			Every: s.Interval,
+			Open: func(ctx context.Context) (gateway.Resource, error) {
+				return p.opener.Open(ctx, s.driver, s.place(), s.options)
+			},
+			Stamp: p.clock.Stamp,
+			Put:   p.keep.put,
+			State: p.board.SetState,
+			Log:   p.log,
+		})
+	}
+	p.board.Reset(lines)
+	if listen := c.Live.HTTP.Listen; listen != "off" {
+		plan.view = &live.Server{
+			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Log: p.log,
+			Metrics: func(w io.Writer) { writeMetrics(w, p.queue.Stats(), forwarder.Stats(), p.keep.refused.Load()) },
+		}
+		plan.sensing = append(plan.sensing, plan.view)
+	}
+	return plan, nil
+}
+
+// newSink is the configured broker.
+func newSink(c *config) (*ngsi.Sink, error) {
+	m := newMapper(c)
+	tls, err := ngsi.TLS(c.Broker.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	return ngsi.New(ngsi.Config{
+		URL: c.Broker.URL, API: c.Broker.API,
+		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
+		Token: c.Broker.Auth.token, AuthHeader: c.Broker.Auth.Header,
+		TLS: tls, Timeout: c.Broker.Timeout,
+	}, m)
+}
+
+func newMapper(c *config) *ngsi.Mapper {
+	var things []ngsi.Thing
+	for i := range c.Sensors {
+		things = append(things, c.Sensors[i].thing(c))
+	}
+	return ngsi.NewMapper(c.Gateway.ID, things)
+}
+
+// keeper shows a reading to the lab and puts it into the log.
+type keeper struct {
+	board   *live.Board
+	queue   *buffer.Log[gateway.Reading]
+	log     *slog.Logger
+	refused atomic.Uint64 // readings that the log did not take
+
+	mu      sync.Mutex
+	failing bool
+}
+
+// put may be called from several goroutines. That the log refuses, and takes
+// again, is logged once.
+func (k *keeper) put(r gateway.Reading) {
+	k.board.Put(r)
+	err := k.queue.Put(r)
+	if err != nil {
+		k.refused.Add(1)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err != nil && !k.failing:
+		k.log.Error("readings are not kept: they are shown, but lost to the broker", "why", err)
+	case err == nil && k.failing:
+		k.log.Info("readings are kept again", "lost", k.refused.Load())
+	}
+	k.failing = err != nil
+}
+
+// writeMetrics writes the log's and the uplink's metrics.
+func writeMetrics(w io.Writer, b buffer.Stats, f gateway.ForwarderStats, refused uint64) {
+	metrics.WriteGaugeUint64(w, "gateway_log_waiting_readings", uint64(b.Depth))
+	metrics.WriteGaugeUint64(w, "gateway_log_size_bytes", uint64(b.Size))
+	metrics.WriteCounterUint64(w, "gateway_log_written_bytes_total", uint64(b.Written))
+	metrics.WriteCounterUint64(w, "gateway_log_refused_readings_total", refused)
+	for reason, n := range b.Dropped {
+		metrics.WriteCounterUint64(w, fmt.Sprintf("gateway_log_dropped_readings_total{reason=%q}", reason), n)
+	}
+	metrics.WriteCounterUint64(w, "gateway_uplink_sent_readings_total", f.Sent)
+	metrics.WriteCounterUint64(w, "gateway_uplink_rejected_readings_total", f.Rejected)
+	metrics.WriteCounterUint64(w, "gateway_uplink_failures_total", f.Failures)
+	up := uint64(0)
+	if f.Down.IsZero() {
+		up = 1
+	}
+	metrics.WriteGaugeUint64(w, "gateway_uplink_up", up)
+	if !f.Last.IsZero() {
+		metrics.WriteGaugeUint64(w, "gateway_uplink_last_success_timestamp_seconds", uint64(f.Last.Unix()))
+	}
+}
+
+// committer is the log's own task.
+type committer struct{ *buffer.Log[gateway.Reading] }
+
+func (committer) String() string { return "log" }
+
+// openLog opens the log and says what was wrong with it.
+func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
+	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize)})
+	if err != nil {
+		return nil, err
+	}
+	s := q.Stats()
+	for _, file := range s.SetAside {
+		log.Error("a damaged file of the log was set aside: what it held is not delivered", "file", file)
+	}
+	if s.Depth > 0 {
+		log.Info("readings wait from before", "waiting", s.Depth)
+	}
+	return q, nil
+}
+
+// serve runs configurations, one after the other, until ctx ends. next gives
+// the next one. ready is called whenever a configuration has begun, stopping
+// once at the end.
+func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready func(*config), stopping func()) error {
+	committing := start(committer{p.queue})
+	defer committing.stop()
+	for c != nil {
+		plan, err := buildTasks(c, p)
+		if err != nil {
+			return err
+		}
+		uplinks := start(plan.uplinks...)
+		sensing := start(plan.sensing...)
+		if plan.view != nil {
+			plan.view.SetReady(true)
+		}
+		ready(c)
+		c = nil
+		select {
+		case <-ctx.Done():
+		case c = <-next:
+		case err = <-sensing.failed:
+		case err = <-uplinks.failed:
+		case err = <-committing.failed:
+		}
+		if plan.view != nil {
+			plan.view.SetReady(false)
+		}
+		if c == nil {
+			stopping()
+		}
+		// Each stage is stopped before the one it feeds: no reading is left between.
+		sensing.stop()
+		uplinks.stop()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeQueue is a queue in RAM.
+type fakeQueue struct {
+	mu       sync.Mutex
+	rs       []Reading
+	first    uint64
+	rejected []string
+	ready    chan struct{}
+	broken   error // of Reject
+}
+
+func newFakeQueue(n int) *fakeQueue {
+	q := &fakeQueue{ready: make(chan struct{}, 1)}
+	for i := range n {
+		q.put(fmt.Sprint(i))
+	}
+	return q
+}
+
+func (q *fakeQueue) put(name string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rs = append(q.rs, Reading{Sensor: name, Values: []Value{{Temperature, 21.0}}})
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (q *fakeQueue) Peek(max int) ([]Reading, uint64, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := min(max, len(q.rs))
+	return q.rs[:n], q.first + uint64(n), nil
+}
+func (q *fakeQueue) Ack(end uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rs, q.first = q.rs[end-q.first:], end
+}
+func (q *fakeQueue) Reject(rs []Reading, why string) error {
+	if q.broken != nil {
+		return q.broken
+	}
+	for _, r := range rs {
+		q.rejected = append(q.rejected, r.Sensor+": "+why)
+	}
+	return nil
+}
+func (q *fakeQueue) Ready() <-chan struct{} { return q.ready }
+func (q *fakeQueue) Depth() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.rs)
+}
+
+// fakeSink gives the errors of a list, one a Send, then accepts.
+type fakeSink struct {
+	inject []error
+	got    []string
+	tries  []time.Time
+}
+
+func (s *fakeSink) String() string { return "fake" }
+func (s *fakeSink) Send(ctx context.Context, rs []Reading) error {
+	s.tries = append(s.tries, time.Now())
+	if len(s.inject) > 0 {
+		err := s.inject[0]
+		s.inject = s.inject[1:]
+		if r, ok := errors.AsType[*RejectError](err); ok {
+			for i, x := range rs {
+				if !slices.ContainsFunc(r.Rejected, func(j Rejection) bool { return j.Index == i }) {
+					s.got = append(s.got, x.Sensor)
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, r := range rs {
+		s.got = append(s.got, r.Sensor)
+	}
+	return nil
+}
+
+func forward(t *testing.T, d time.Duration, f *Forwarder) {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	if err := f.Run(ctx); err != nil {
+		t.Errorf("told to stop, Run returned %v", err)
+	}
+}
+
+func TestForwarderKeepsOrderOverFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, s := newFakeQueue(7), &fakeSink{}
+		s.inject = []error{errors.New("unknown"), &RetryError{Err: errors.New("busy")}, nil, errors.New("again")}
+		f := &Forwarder{Queue: q, Sink: s, Batch: 3}
+		forward(t, 10*time.Minute, f)
+		if want := []string{"0", "1", "2", "3", "4", "5", "6"}; !slices.Equal(s.got, want) {
+			t.Errorf("got %v, want %v", s.got, want)
+		}
+		if st := f.Stats(); st.Sent != 7 || st.Failures != 3 || !st.Down.IsZero() {
+			t.Errorf("stats %+v", st)
+		}
+	})
+}
+
+func TestForwarderSetsRejectedAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newFakeQueue(4)
+		s := &fakeSink{inject: []error{&RejectError{[]Rejection{{1, "Invalid characters"}}}}}
+		f := &Forwarder{Queue: q, Sink: s}
+		forward(t, time.Minute, f)
+		if want := []string{"0", "2", "3"}; !slices.Equal(s.got, want) {
+			t.Errorf("got %v, want %v", s.got, want)
+		}
+		if want := []string{"1: Invalid characters"}; !slices.Equal(q.rejected, want) {
+			t.Errorf("rejected %q, want %q", q.rejected, want)
+		}
+		if st := f.Stats(); st.Sent != 3 || st.Rejected != 1 || q.Depth() != 0 {
+			t.Errorf("stats %+v, %d waiting", st, q.Depth())
+		}
+	})
+}
+
+// A reading that can be neither sent nor set aside is kept.
+func TestForwarderKeepsWhatItCannotSetAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newFakeQueue(1)
+		q.broken = errors.New("no space left on device")
+		s := &fakeSink{}
+		for range 1000 {
+			s.inject = append(s.inject, &RejectError{[]Rejection{{0, "bad"}}})
+		}
+		forward(t, time.Minute, &Forwarder{Queue: q, Sink: s})
+		if q.Depth() != 1 {
+			t.Errorf("the reading is gone")
+		}
+	})
+}
+
+func TestForwarderBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logs strings.Builder
+		s := &fakeSink{}
+		for range 10_000 {
+			s.inject = append(s.inject, errors.New("connection refused"))
+		}
+		q := newFakeQueue(1)
+		f := &Forwarder{Queue: q, Sink: s, Log: slog.New(slog.NewTextHandler(&logs, nil))}
+		forward(t, time.Hour, f)
+		if n := len(s.tries); n < 60 || n > 180 {
+			t.Errorf("tried %d times in an hour: full jitter up to a minute makes about 120", n)
+		}
+		if n := strings.Count(logs.String(), "\n"); n != 1 {
+			t.Errorf("want one line of log for one change of state, got %d:\n%s", n, logs.String())
+		}
+		if st := f.Stats(); st.Down.IsZero() || st.Why != "connection refused" || q.Depth() != 1 {
+			t.Errorf("stats %+v, %d waiting", st, q.Depth())
+		}
+	})
+}
+
+func TestForwarderObeysRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeSink{inject: []error{&RetryError{errors.New("429"), 5 * time.Minute}}}
+		forward(t, 10*time.Minute, &Forwarder{Queue: newFakeQueue(1), Sink: s})
+		if len(s.tries) != 2 {
+			t.Fatalf("%d tries", len(s.tries))
+		}
+		if gap := s.tries[1].Sub(s.tries[0]); gap < 5*time.Minute || gap > 5*time.Minute+10*time.Second {
+			t.Errorf("came back after %v, asked for 5m", gap)
+		}
+	})
+}
+
+func TestForwarderGathersAndFlushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, s := newFakeQueue(0), &fakeSink{}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- (&Forwarder{Queue: q, Sink: s}).Run(ctx) }()
+		synctest.Wait()
+		for i := range 5 { // within the linger: one request
+			q.put(fmt.Sprint(i))
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(s.tries) != 1 || len(s.got) != 5 {
+			t.Errorf("%d readings in %d requests, want 5 in 1", len(s.got), len(s.tries))
+		}
+		q.put("last")
+		cancel()
+		if err := <-done; err != nil || len(s.got) != 6 {
+			t.Errorf("%v: %v", err, s.got)
+		}
+	})
+}
