@@ -3,6 +3,7 @@ package drivers
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -48,7 +49,10 @@ type vectorChip struct {
 
 // vectorChips has one row for every file.
 var vectorChips = map[string]vectorChip{
-	"bh1750": {driver: "bh1750", options: func(c map[string]any) string { return fmt.Sprintf("{mtreg: %v}", c["mtreg"]) }},
+	"ads1115": {driver: "ads1115", words: true, options: func(c map[string]any) string { return fmt.Sprintf("{range: %v}", c["range_v"]) }},
+	"scd4x":   {driver: "scd4x", replies: map[string]string{"3682": "f896319f07c23bbe89"}},
+	"sht4x":   {driver: "sht4x", replies: map[string]string{"89": "beef92beef92"}},
+	"bh1750":  {driver: "bh1750", options: func(c map[string]any) string { return fmt.Sprintf("{mtreg: %v}", c["mtreg"]) }},
 }
 
 // TestVectors puts every case of every file to the driver of its chip: raw
@@ -96,6 +100,12 @@ func TestVectors(t *testing.T) {
 					}
 					return
 				}
+				if ready, ok := c.Expect["data_ready"]; ok && ready.Value == 0 {
+					if !errors.Is(err, ErrNotReady) {
+						t.Errorf("got %v, %v, want ErrNotReady", values, err)
+					}
+					return
+				}
 				if err != nil {
 					t.Fatalf("refused: %v", err)
 				}
@@ -122,6 +132,11 @@ func compareVector(t *testing.T, set vectorSet, c vectorCase, values []gateway.V
 	for name, want := range c.Expect {
 		if name == "data_ready" {
 			continue // a step of the driver's own: not ready is an error of Sense
+		}
+		if name == string(gateway.Humidity) {
+			// The notes of sht4x.json: the vendor's code leaves out the cropping
+			// that its datasheet demands.
+			want.Value = min(max(want.Value, 0), 100)
 		}
 		got := math.NaN()
 		for _, v := range values {

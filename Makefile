@@ -1,0 +1,53 @@
+# The campus gateway. Everything here sets up what it needs by itself: Go
+# fetches the pinned modules and tools; hil/ installs QEMU on Debian.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
+
+.PHONY: build test race lint cross demo hil bench package clean $(TARGETS)
+
+build: ## the gateway for this machine
+	$(GOBUILD) -o build/gateway ./cmd/gateway
+
+test: ## all tests that need nothing but Go
+	go test ./...
+
+race: ## the same with the race detector (needs a C compiler), and as a 32-bit program
+	go test -race ./...
+	GOARCH=386 CGO_ENABLED=0 go test ./...
+
+lint: ## formatting, vet, staticcheck, shellcheck where it is installed
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
+	go vet ./... && go vet -tags hil ./hil/
+	go tool staticcheck ./...
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
+
+linux-armv6: export GOARM = 6
+linux-armv7: export GOARM = 7
+linux-armv6 linux-armv7: export GOARCH = arm
+linux-arm64: export GOARCH = arm64
+linux-amd64: export GOARCH = amd64
+$(TARGETS): export GOOS = linux
+$(TARGETS):
+	$(GOBUILD) -o build/gateway-$@ ./cmd/gateway
+
+cross: $(TARGETS) ## static binaries for every Raspberry Pi, and amd64
+	@ls -l build/gateway-linux-*
+
+demo: build ## the whole job with simulated chips and a broker of its own
+	build/gateway demo
+
+hil: linux-armv7 linux-arm64 ## the ARM binaries on a virtual board with a real kernel
+	hil/run.sh
+
+bench: ## speed, as ratios to an alternative in the same run
+	go test -run '^$$' -bench . -benchtime 1s ./...
+
+package: cross ## tarballs and checksums
+	cd build && for t in $(TARGETS); do \
+	  tar --sort=name --owner=0 --group=0 --mtime=@0 --transform 's,^gateway-.*,gateway,' -cf - gateway-$$t | gzip -n > gateway-$(VERSION)-$$t.tar.gz; done
+	cd build && sha256sum gateway-$(VERSION)-*.tar.gz | tee SHA256SUMS
+
+clean:
+	rm -rf build
