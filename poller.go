@@ -22,7 +22,7 @@ type Poller struct {
 	Put   func(Reading)                               // to the log and to whoever looks on; called from Run's goroutine
 	State func(sensor string, state State, why error) // told each change of state; may be nil
 
-	Timeout time.Duration // of one measurement; default 30 s
+	Timeout time.Duration // of one measurement; default 1 min
 	Log     *slog.Logger  // default: none
 
 	state    State
@@ -44,7 +44,7 @@ const (
 	goneAfter      = 3 // failures in a row: the sensor is reported, halted and opened anew
 	firstBackOff   = time.Second
 	longestBackOff = time.Minute
-	defaultTimeout = 30 * time.Second
+	defaultTimeout = time.Minute
 )
 
 // String names the task.

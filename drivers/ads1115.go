@@ -28,7 +28,7 @@ type ADS1115 struct {
 	Range    float64          `yaml:"range" doc:"± V measured: 6.144, 4.096, 2.048, 1.024, 0.512 or 0.256 (whatever it is, no input may go above the chip's supply)"`
 	Rate     int              `yaml:"rate" doc:"measurements a second: 8, 16, 32, 64, 128, 250, 475 or 860; slower is quieter, 8 averages out mains hum"`
 	Quantity gateway.Quantity `yaml:"quantity" doc:"what the voltage stands for; any but voltage needs a curve"`
-	Curve    *Curve           `yaml:"curve" doc:"volts to value: points, polynomial or scale and offset; see the docs"`
+	Curve    *Curve           `yaml:"curve" doc:"volts to value: {points: [[V, value], …]}, {polynomial: [c0, c1, …]} or {scale, offset}; also divider, min, max, outside"`
 }
 
 // The fields of the config register and what their values mean, §8.1.3.

@@ -48,7 +48,6 @@ type adsChip struct {
 	stuck      bool // never ends a conversion
 	meddle     func(*adsChip)
 	mu         sync.Mutex
-	mistakes   []string
 }
 
 func newADSChip() *adsChip {

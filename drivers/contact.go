@@ -111,15 +111,15 @@ func (c *contact) Watch(ctx context.Context, emit func([]gateway.Value)) error {
 	tell := func() { emit([]gateway.Value{{Quantity: c.Quantity, V: state}}) }
 	tell()
 	for broken := 0; ; {
-		due := told.Add(c.Repeat)
+		wait := min(contactWait, told.Add(c.Repeat).Sub(now))
 		if settled != level {
-			due = earlier(due, changed.Add(c.Debounce))
+			wait = min(wait, changed.Add(c.Debounce).Sub(now))
 		} else if state && !settled {
-			due = earlier(due, active.Add(c.Hold))
+			wait = min(wait, active.Add(c.Hold).Sub(now))
 		}
 		// Positive always: to periph's character device driver 0 is for ever
 		// and -1 not at all.
-		wait := min(max(due.Sub(now), time.Millisecond), contactWait)
+		wait = max(wait, time.Millisecond)
 		from := time.Now()
 		edge := c.pin.WaitForEdge(wait)
 		if ctx.Err() != nil {
@@ -154,13 +154,6 @@ func (c *contact) Watch(ctx context.Context, emit func([]gateway.Value)) error {
 			tell()
 		}
 	}
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // Halt ends a wait for an edge.

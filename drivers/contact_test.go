@@ -148,21 +148,22 @@ func TestContact(t *testing.T) {
 		want  []told
 		in    string
 	}{
-		"closed door":         {`{}`, time.Minute, gpio.Low, nil, false, []told{{0, false}}, "PullUp BothEdges"},
-		"open door":           {`{}`, time.Minute, gpio.High, nil, false, []told{{0, true}}, "PullUp BothEdges"},
-		"pressed button":      {`{quantity: button}`, time.Minute, gpio.Low, nil, false, []told{{0, true}}, "PullUp BothEdges"},
-		"still room":          {`{quantity: occupancy}`, time.Minute, gpio.Low, nil, false, []told{{0, false}}, "PullDown BothEdges"},
-		"wired the other way": {`{active: low, pull: none}`, time.Minute, gpio.Low, nil, false, []told{{0, true}}, "Float BothEdges"},
-		"opens with bounces":  {`{}`, time.Minute, gpio.Low, bounce, false, []told{{0, false}, {1070 * ms, true}}, ""},
-		"glitch":              {`{}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1049 * ms}, false, []told{{0, false}}, ""},
-		"glitches":            {`{}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1040 * ms, 1045 * ms, 1085 * ms}, false, []told{{0, false}}, ""},
-		"no debounce":         {`{debounce: 0s}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1004 * ms}, false, []told{{0, false}, {1000 * ms, true}, {1004 * ms, false}}, ""},
-		"edges lost":          {`{}`, 2 * time.Second, gpio.Low, []time.Duration{1010 * ms}, true, []told{{0, false}, {1250 * ms, true}}, ""},
-		"steady, told again":  {`{repeat: 10s}`, 35 * time.Second, gpio.High, nil, false, []told{{0, true}, {10 * time.Second, true}, {20 * time.Second, true}, {30 * time.Second, true}}, ""},
-		"a change delays it":  {`{repeat: 10s}`, 16 * time.Second, gpio.High, []time.Duration{5 * time.Second}, false, []told{{0, true}, {5050 * ms, false}, {15050 * ms, false}}, ""},
-		"motion":              {`{quantity: occupancy, hold: 30s}`, time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second}, false, []told{{0, false}, {1050 * ms, true}, {34 * time.Second, false}}, ""},
-		"motion again":        {`{quantity: occupancy, hold: 30s}`, 2 * time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second, 20 * time.Second, 23 * time.Second}, false, []told{{0, false}, {1050 * ms, true}, {53 * time.Second, false}}, ""},
-		"a glitch holds not":  {`{quantity: occupancy, hold: 30s}`, 2 * time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second, 20 * time.Second, 20020 * ms}, false, []told{{0, false}, {1050 * ms, true}, {34 * time.Second, false}}, ""},
+		"closed door":            {`{}`, time.Minute, gpio.Low, nil, false, []told{{0, false}}, "PullUp BothEdges"},
+		"open door":              {`{}`, time.Minute, gpio.High, nil, false, []told{{0, true}}, "PullUp BothEdges"},
+		"pressed button":         {`{quantity: button}`, time.Minute, gpio.Low, nil, false, []told{{0, true}}, "PullUp BothEdges"},
+		"still room":             {`{quantity: occupancy}`, time.Minute, gpio.Low, nil, false, []told{{0, false}}, "PullDown BothEdges"},
+		"wired the other way":    {`{active: low, pull: none}`, time.Minute, gpio.Low, nil, false, []told{{0, true}}, "Float BothEdges"},
+		"opens with bounces":     {`{}`, time.Minute, gpio.Low, bounce, false, []told{{0, false}, {1070 * ms, true}}, ""},
+		"glitch":                 {`{}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1049 * ms}, false, []told{{0, false}}, ""},
+		"glitches":               {`{}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1040 * ms, 1045 * ms, 1085 * ms}, false, []told{{0, false}}, ""},
+		"a dip too short to see": {`{}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1030 * ms, 1030 * ms}, false, []told{{0, false}, {1080 * ms, true}}, ""},
+		"no debounce":            {`{debounce: 0s}`, time.Minute, gpio.Low, []time.Duration{1000 * ms, 1004 * ms}, false, []told{{0, false}, {1000 * ms, true}, {1004 * ms, false}}, ""},
+		"edges lost":             {`{}`, 2 * time.Second, gpio.Low, []time.Duration{1010 * ms}, true, []told{{0, false}, {1250 * ms, true}}, ""},
+		"steady, told again":     {`{repeat: 10s}`, 35 * time.Second, gpio.High, nil, false, []told{{0, true}, {10 * time.Second, true}, {20 * time.Second, true}, {30 * time.Second, true}}, ""},
+		"a change delays it":     {`{repeat: 10s}`, 16 * time.Second, gpio.High, []time.Duration{5 * time.Second}, false, []told{{0, true}, {5050 * ms, false}, {15050 * ms, false}}, ""},
+		"motion":                 {`{quantity: occupancy, hold: 30s}`, time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second}, false, []told{{0, false}, {1050 * ms, true}, {34 * time.Second, false}}, ""},
+		"motion again":           {`{quantity: occupancy, hold: 30s}`, 2 * time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second, 20 * time.Second, 23 * time.Second}, false, []told{{0, false}, {1050 * ms, true}, {53 * time.Second, false}}, ""},
+		"a glitch holds not":     {`{quantity: occupancy, hold: 30s}`, 2 * time.Minute, gpio.Low, []time.Duration{1 * time.Second, 4 * time.Second, 20 * time.Second, 20020 * ms}, false, []told{{0, false}, {1050 * ms, true}, {34 * time.Second, false}}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, p, err := watch(t, c.opts, c.runs, func() *fakePin {

@@ -189,17 +189,18 @@ func (p *pulse) Sense(ctx context.Context) ([]gateway.Value, error) {
 }
 
 // hz is the frequency of n edges, of which lost have no time stamp. From edge to
-// edge it is exact however few they are. Edges bunched in a small part of the
-// interval say nothing of the rest of it, and are spread over all of it.
+// edge it is exact however few they are. Where they are bunched, which tells
+// nothing of the rest of the interval, they are spread over all of it.
 func (p *pulse) hz(c bus.Count, n, lost uint64, interval time.Duration) float64 {
 	if n == 0 {
 		return 0
 	}
-	periods, span := n, c.Last-p.last
-	if p.last == 0 { // no edge in the interval before, to count from
-		periods, span = n-min(lost, n)-1, c.Last-c.First
+	from, periods := p.last, n
+	if from == 0 && lost == 0 {
+		from, periods = c.First, n-1
 	}
-	if span < interval/2 {
+	span := c.Last - from
+	if from == 0 || span < interval/2 || span > interval*2 {
 		periods, span = n, interval
 	}
 	return float64(periods) / span.Seconds()

@@ -234,11 +234,15 @@ func (c *BME280) resolve(raw, n int) int {
 	if c.regs.Bytes[bmeConfig]>>2&7 == 0 {
 		step = 16 / n
 	}
-	raw = min((raw+step/2)/step*step, 1<<20-step)
-	if raw == 0x80000 {
-		raw += step
+	x := min((raw+step/2)/step*step, 1<<20-step)
+	switch {
+	case x != 0x80000:
+		return x
+	case raw < x:
+		return x - step
+	default:
+		return x + step
 	}
-	return raw
 }
 
 // bmeWords are the calibration words as numbers (§4.2.2).

@@ -29,8 +29,9 @@ type Room struct {
 	speed        float64
 }
 
-// settat is UTC+1 all year, and a Pi may lack the zone database.
-var settat = time.FixedZone("+01", 3600)
+// settat is UTC+0 all year since 20 September 2026, which a Pi's zone database
+// may not know yet.
+var settat = time.FixedZone("+00", 0)
 
 // NewRoom returns a room whose clock shows start now and runs speed times as
 // fast as ours. A speed that is no number above 0 counts as 1; the limit is a
@@ -94,7 +95,7 @@ const (
 	minute = 60 * second
 	hour   = 60 * minute
 	dayms  = 24 * hour
-	zone   = 1 * hour // UTC+1
+	zone   = 0 // UTC+0
 )
 
 // Seeds of what chance decides.
@@ -132,7 +133,7 @@ func conditions(t int64) Conditions {
 	// The walls pass a quarter of the outside's swing (10 °C in January, 26 °C in
 	// July), late by hours; each person brings some 80 W.
 	outside := 7.5*season + 2*math.Cos(2*math.Pi*(clock-18)/24) + 3*weather
-	x := 0.25*outside + 0.075*lagged(t, 40*minute) + 0.3*drift(seedBreeze, t, 12*minute) + 0.06*drift(seedAir, t, 45*second)
+	x := 0.25*outside + 0.075*lagged(t, 40*minute) + 0.2*drift(seedBreeze, t, 12*minute) + 0.06*drift(seedAir, t, 45*second)
 	c.Temperature = 23 + 4*math.Tanh(x/4)
 
 	// Vapour in hPa: the season's, the weather's, and what people breathe out.
@@ -197,8 +198,8 @@ func visits(day int64) iter.Seq[visit] {
 		chance := [7]float64{0, .8, .8, .8, .8, .65, .35}[weekday]
 		for i, begin := range [4]int64{8*hour + 30*minute, 10*hour + 30*minute, 14 * hour, 16 * hour} {
 			seed := seedLecture + uint64(i)<<32
-			if weekday == 5 && begin == 14*hour {
-				begin += 15 * minute // after the Friday prayer
+			if weekday == 5 && i >= 2 {
+				begin += 15 * minute // the Friday prayer
 			}
 			if holiday(day) || hash(seed, day) > chance || weekday == 6 && i > 1 {
 				continue
@@ -349,7 +350,7 @@ func (s spells) next(t int64) int64 {
 		}
 		from, to, ok := s.spell(k)
 		switch {
-		case !ok || to <= t:
+		case !ok:
 		case from <= t || end > t && from <= end:
 			end = max(end, to)
 		case end > t:

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// SCD41 is Sensirion's carbon dioxide sensor (SCD4x datasheet, version 1.4).
+// SCD41 is Sensirion's carbon dioxide sensor (SCD4x datasheet; the sections are
+// those of version 1.3, September 2022, to which later versions added commands).
 type SCD41 struct {
 	sensirion
 	air Air
@@ -32,7 +33,7 @@ type scd41Settings struct {
 	target   uint16 // ppm, of ASC
 }
 
-// scd41Defaults are those of §3.7 to §3.11: 4 °C, 0 m, ASC on, 44 h, 156 h, 400 ppm.
+// scd41Defaults are the factory settings: 4 °C, 0 m, ASC on, 44 h, 156 h, 400 ppm.
 var scd41Defaults = scd41Settings{1498, 0, 1, 44, 156, 400}
 
 // NewSCD41 returns an idle SCD41 in this air. It warms itself by as much as its
@@ -42,7 +43,7 @@ func NewSCD41(air Air) *SCD41 {
 }
 
 // PowerUp makes the chip idle with the settings of its EEPROM; it answers 30 ms
-// later (§2.1).
+// later, the longest time any version gives.
 func (c *SCD41) PowerUp() {
 	*c = SCD41{air: c.air, settings: c.stored, stored: c.stored, shift: c.shift}
 	c.busy = time.Now().Add(30 * time.Millisecond)
@@ -51,7 +52,7 @@ func (c *SCD41) PowerUp() {
 // Tx is a transaction of the chip.
 func (c *SCD41) Tx(w, r []byte) error { return c.tx(w, r, c.command) }
 
-// Commands (§3.5, table 9).
+// Commands (§3.4, table 9).
 const (
 	scd41Start       = 0x21b1
 	scd41StartLow    = 0x21ac
@@ -93,7 +94,7 @@ func (c *SCD41) command(w []byte, now time.Time) error {
 		if cmd == scd41Wake {
 			c.asleep, c.busy = false, now.Add(30*time.Millisecond)
 		}
-		return ErrNACK // §3.11.4: not even wake_up is acknowledged
+		return ErrNACK // §3.10.4: not even wake_up is acknowledged
 	}
 	if c.measuring { // what table 9 allows then
 		switch cmd {
@@ -121,12 +122,12 @@ func (c *SCD41) command(w []byte, now time.Time) error {
 			c.settings.initial = v
 		case scd41SetStandard:
 			c.settings.standard = v
-		case scd41Pressure: // in hPa; 700 to 1200 are allowed (§3.7.5)
+		case scd41Pressure: // in hPa; 700 to 1200 are allowed (§3.6.5)
 			if v < 700 || v > 1200 {
 				return ErrNACK
 			}
 			c.pressure = float64(v) * 100
-		case scd41FRC: // §3.8.1: FFFF is refusal
+		case scd41FRC: // §3.7.1: FFFF is refusal
 			takes = 400 * time.Millisecond
 			c.reply = crcWords(0xffff)
 			if c.used {
@@ -149,14 +150,14 @@ func (c *SCD41) command(w []byte, now time.Time) error {
 		c.taken, c.sample, c.used = time.Time{}, nil, true
 	case scd41Stop:
 		c.measuring, takes = false, 500*time.Millisecond
-	case scd41Read: // once; nothing to read is not acknowledged (§3.6.2)
+	case scd41Read: // once; nothing to read is not acknowledged (§3.5.2)
 		if c.measuring {
 			if end, ok := c.fresh(now); ok {
 				c.sample, c.taken = c.measure(end, true), end
 			}
 		}
 		c.reply, c.sample = c.sample, nil
-	case scd41Ready: // the 11 low bits are 0 while there is nothing (§3.9.2)
+	case scd41Ready: // the 11 low bits are 0 while there is nothing (§3.8.2)
 		_, ok := c.fresh(now)
 		if c.measuring && ok || c.sample != nil {
 			c.reply = crcWords(0x8006)
@@ -184,7 +185,7 @@ func (c *SCD41) command(w []byte, now time.Time) error {
 	case scd41Pressure:
 		c.reply = crcWords(word(c.assumed() / 100))
 	case scd41Serial:
-		c.reply = crcWords(0xf896, 0x9f07, 0x3bbe) // the datasheet's example (§3.10.2)
+		c.reply = crcWords(0xf896, 0x9f07, 0x3bbe) // the datasheet's example (§3.9.2)
 	case scd41Variant: // bits 15..12 = 1: SCD41
 		c.reply = crcWords(0x1440)
 	case scd41SelfTest: // 0: no fault
@@ -214,7 +215,7 @@ func (c *SCD41) fresh(now time.Time) (end time.Time, ok bool) {
 	return end, ok && end.After(c.taken)
 }
 
-// measure is the reply of a measurement that ends then (§3.6.2, the other way
+// measure is the reply of a measurement that ends then (§3.5.2, the other way
 // round).
 func (c *SCD41) measure(end time.Time, co2 bool) []byte {
 	air := c.air(end)
