@@ -84,7 +84,6 @@ type Broker struct {
 	tenants map[string]*tenant
 	stats   Stats
 	bytes   int // in entities and subscriptions
-	serial  uint64
 	queue   queue
 	wake    chan struct{} // one token: the queue is not empty
 }
@@ -237,6 +236,11 @@ func (b *Broker) look(name string) *tenant {
 	}
 	return &tenant{}
 }
+
+// maxAttrs bounds the attributes of an entity: a change copies them all.
+const maxAttrs = 1000
+
+var tooManyAttrs = fmt.Sprintf("the sandbox takes at most %d attributes in an entity", maxAttrs)
 
 // full says why the broker takes nothing more, or "". Called with mu held.
 func (b *Broker) full(newEntities, newBytes int) string {

@@ -174,6 +174,9 @@ func parseAttrs(o object, keyValues bool) ([]attr, error) {
 	if name := o.repeated(); name != "" {
 		return nil, bad("duplicated attribute /%s/", name)
 	}
+	if len(o) > maxAttrs {
+		return nil, bad("%s", tooManyAttrs)
+	}
 	attrs := make([]attr, 0, len(o))
 	for _, m := range o {
 		if err := goodName("attribute name", m.name); err != nil {
@@ -412,8 +415,8 @@ func parseInstant(s string) (instant, bool) {
 	if m == nil || len(s) > 29 {
 		return 0, false
 	}
-	n := func(i int) int { v, _ := strconv.Atoi(m[i]); return v } // "" is 0
-	fraction, _ := strconv.ParseFloat("0"+m[7], 64)
+	n := func(i int) int { v, _ := strconv.Atoi(m[i]); return v }      // "" is 0
+	ms, _ := strconv.Atoi((strings.TrimPrefix(m[7], ".") + "000")[:3]) // the rest is cut off
 	t := time.Date(n(1), time.Month(n(2)), n(3), n(4), n(5), n(6), 0, time.UTC)
 	if t.Month() != time.Month(n(2)) || t.Day() != n(3) || t.Hour() != n(4) || t.Minute() != n(5) || t.Second() != n(6) {
 		return 0, false // such a date there is not
@@ -422,8 +425,8 @@ func parseInstant(s string) (instant, bool) {
 	if m[8] == "+" {
 		offset = -offset
 	}
-	ms := t.Add(offset).UnixMilli() + int64(fraction*1000)
-	return instant(ms), ms >= 0
+	at := instant(t.Add(offset).UnixMilli() + int64(ms))
+	return at, at >= 0
 }
 
 // servicePaths checks Fiware-ServicePath. A write goes to one path; a read may
