@@ -39,6 +39,9 @@ func (v Value) String() string {
 // Check refuses a value that must never reach a broker: of a quantity outside
 // the closed list, of another kind than its quantity's, or not a finite number.
 func (v Value) Check() error {
+	if !v.Quantity.Known() {
+		return fmt.Errorf("%q is not a quantity", v.Quantity)
+	}
 	kind := v.Quantity.Kind()
 	switch x := v.V.(type) {
 	case float64:

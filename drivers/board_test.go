@@ -181,3 +181,27 @@ func TestPulseOnBoard(t *testing.T) {
 		}
 	})
 }
+
+func TestBoschOnBoard(t *testing.T) {
+	onBoard(t, "bme280", `{}`, Place{Bus: "i2c-1", Address: 0x76}, func(t *testing.T, room *sim.Room, board *sim.Board, r gateway.Resource) {
+		for range 20 {
+			time.Sleep(7 * time.Minute)
+			values, err := r.(gateway.Sensor).Sense(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			now := room.At(room.Now())
+			for i, want := range []float64{now.Temperature, now.Humidity, now.Pressure} {
+				within := []float64{0.5, 2, 20}[i] // its place in the room is not the room's middle
+				if got := values[i].V.(float64); math.Abs(got-want) > within {
+					t.Errorf("%v, the room has %v", values[i], want)
+				}
+			}
+		}
+		board.Bus.Unplug(0x76)
+		if values, err := r.(gateway.Sensor).Sense(t.Context()); err == nil || values != nil {
+			t.Errorf("pulled out, it gives %v, %v", values, err)
+		}
+		board.Bus.Plug(0x76)
+	})
+}

@@ -52,7 +52,14 @@ var vectorChips = map[string]vectorChip{
 	"ads1115": {driver: "ads1115", words: true, options: func(c map[string]any) string { return fmt.Sprintf("{range: %v}", c["range_v"]) }},
 	"scd4x":   {driver: "scd4x", replies: map[string]string{"3682": "f896319f07c23bbe89"}},
 	"sht4x":   {driver: "sht4x", replies: map[string]string{"89": "beef92beef92"}},
-	"bh1750":  {driver: "bh1750", options: func(c map[string]any) string { return fmt.Sprintf("{mtreg: %v}", c["mtreg"]) }},
+	"bme280":  {driver: "bme280"},
+	"bmp280":  {driver: "bmp280"},
+	"dps310": {driver: "dps310", options: func(c map[string]any) string {
+		samples := func(code any) int { return 1 << int(code.(float64)) }
+		return fmt.Sprintf("{pressure_oversampling: %d, temperature_oversampling: %d}", samples(c["osr_code"]), samples(c["tosr_code"]))
+	}},
+	"tmp102": {driver: "tmp102", words: true},
+	"bh1750": {driver: "bh1750", options: func(c map[string]any) string { return fmt.Sprintf("{mtreg: %v}", c["mtreg"]) }},
 }
 
 // TestVectors puts every case of every file to the driver of its chip: raw

@@ -1,0 +1,47 @@
+package ngsi
+
+const (
+	ldHead = `[`
+	ldTail = `]`
+)
+
+// AppendLD appends the body of POST /ngsi-ld/v1/entityOperations/upsert: NGSI-LD,
+// normalized form, without an @context: it goes in the Link header.
+func AppendLD(dst []byte, es []Entity) []byte {
+	return appendAll(dst, es, ldHead, ldTail, appendLD)
+}
+
+func appendLD(dst []byte, e *Entity) []byte {
+	dst = appendHead(dst, e)
+	for i := range e.Attrs {
+		a := &e.Attrs[i]
+		dst = append(dst, ',')
+		dst = appendString(dst, a.Name)
+		switch a.Kind {
+		case Time:
+			dst = append(dst, `:{"type":"Property","value":{"@type":"DateTime","@value":`...)
+			dst = appendTime(dst, a.At)
+			dst = append(dst, `}}`...)
+			continue
+		case Point:
+			dst = append(dst, `:{"type":"GeoProperty","value":`...)
+			dst = appendValue(dst, a)
+		case Ref, Refs: // a list of one is that one: not every broker takes lists here
+			dst = append(dst, `:{"type":"Relationship","object":`...)
+			dst = appendString(dst, a.Text)
+		default:
+			dst = append(dst, `:{"type":"Property","value":`...)
+			dst = appendValue(dst, a)
+		}
+		if a.Unit != "" {
+			dst = append(dst, `,"unitCode":`...)
+			dst = appendString(dst, a.Unit)
+		}
+		if !a.At.IsZero() {
+			dst = append(dst, `,"observedAt":`...)
+			dst = appendTime(dst, a.At)
+		}
+		dst = append(dst, '}')
+	}
+	return append(dst, '}')
+}
