@@ -177,7 +177,7 @@ const sampleHead = `# The campus gateway. Check this file with: gateway check ga
 gateway:
   id: gw-a101                    # of this gateway; default: the host name
   # site: indoor                 # indoor or outdoor: which data models fit
-  location:                      # where it stands (WGS 84)
+  location:                      # where it stands (WGS 84): most data models ask for it
     longitude: -7.62
     latitude: 33.00
 
@@ -192,11 +192,11 @@ broker:
   #   token_env: GATEWAY_TOKEN   # one of the two
   #   header: bearer             # bearer or x-auth-token
   # ca_file: /etc/gateway/ca.pem # a private certificate authority
-  # timeout: 30s
+  # timeout: 30s                 # of one request
 
 log:                             # keeps readings while the broker is away
   # dir: /var/lib/gateway/log
-  # window: 1s                   # a reading acknowledged within it is never written to the card
+  window: 1s                     # a reading acknowledged within it is never written to the card
   # max_size: 256MiB             # then the oldest are dropped
 
 live:
@@ -231,7 +231,7 @@ func sample() string {
 		if d.Kind == drivers.GPIO {
 			fmt.Fprintf(&b, "  #   pin: GPIO%d\n", 4+i)
 		} else {
-			fmt.Fprintf(&b, "  #   address: %#02x\n", d.Addresses[0])
+			fmt.Fprintf(&b, "  #   bus: i2c-1\n  #   address: %#02x\n", d.Addresses[0])
 		}
 		for _, o := range optionLines(d) {
 			b.WriteString("  #   " + o + "\n")
@@ -253,7 +253,7 @@ func optionLines(d *drivers.Driver) []string {
 		}
 		value, err := yaml.Marshal(v.Field(i).Interface())
 		text := strings.TrimSpace(string(value))
-		if err != nil || v.Field(i).IsZero() && v.Field(i).Kind() != reflect.Bool && v.Field(i).Kind() != reflect.Float64 && v.Field(i).Kind() != reflect.Int && v.Field(i).Type() != reflect.TypeFor[int64]() || strings.Contains(text, "\n") {
+		if err != nil || text == "null" || text == `""` || strings.Contains(text, "\n") {
 			lines = append(lines, fmt.Sprintf("# %s: …   # %s", name, doc))
 			continue
 		}

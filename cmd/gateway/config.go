@@ -14,7 +14,6 @@ import (
 	"time"
 	"unicode"
 
-	"campus-gateway"
 	"campus-gateway/drivers"
 	"campus-gateway/ngsi"
 
@@ -243,8 +242,10 @@ func (d *decoder) broker(root *yaml.Node, b *brokerConfig) {
 		d.addf(at, "broker.url", "there is no broker: write its URL, such as http://orion.campus.example:1026")
 	case err != nil:
 		d.addf(at, "broker.url", "not a URL: write it as http://host:1026")
+		d.list[len(d.list)-1].secret = strings.Contains(b.URL, "@")
 	case u.User != nil:
 		d.addf(at, "broker.url", "a user or password does not belong in the URL: write the token's file under broker.auth.token_file")
+		d.list[len(d.list)-1].secret = true
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		d.addf(at, "broker.url", "%q: want http:// or https:// and a host, such as http://orion.campus.example:1026", b.URL)
 	case u.RawQuery != "" || u.Fragment != "":
@@ -505,12 +506,10 @@ func (s *sensorConfig) thing(c *config) ngsi.Thing {
 	t := ngsi.Thing{
 		Name: s.Name, Driver: s.driver.Name, Doc: s.driver.Doc, Quantities: s.driver.Senses(s.options),
 		EntityType: s.Entity.Type, EntityID: s.Entity.ID,
-		Outdoor: s.Site == "outdoor", Placement: s.Placement, Parcel: s.Parcel,
+		Outdoor: s.Site == "outdoor", Placement: s.Placement, Parcel: s.Parcel, Interval: s.Interval,
 	}
 	if s.Location != nil {
 		t.Location = &[2]float64{s.Location.Longitude, s.Location.Latitude}
 	}
 	return t
 }
-
-var _ = gateway.Quantities // the words a driver's options may name

@@ -30,11 +30,12 @@ type fault struct {
 	line, column int // from 1; 0: of the file as a whole
 	path         string
 	text         string
+	secret       bool // the line must not be shown
 }
 
 // addf records a fault at a node of the document.
 func (f *faults) addf(n *yaml.Node, path, format string, args ...any) {
-	f.list = append(f.list, fault{n.Line, n.Column, path, fmt.Sprintf(format, args...)})
+	f.list = append(f.list, fault{line: n.Line, column: n.Column, path: path, text: fmt.Sprintf(format, args...)})
 }
 
 func (f *faults) err() error {
@@ -64,7 +65,7 @@ func (f *faults) Error() string {
 			b.WriteString(x.path + ": ")
 		}
 		b.WriteString(x.text)
-		if x.line > 0 && x.line <= len(f.lines) {
+		if x.line > 0 && x.line <= len(f.lines) && !x.secret {
 			text, caret := excerpt(f.lines[x.line-1], x.column)
 			fmt.Fprintf(&b, "\n%6d | %s\n       | %s^", x.line, text, caret)
 		}
@@ -106,7 +107,7 @@ func (f *faults) parse(src []byte) *yaml.Node {
 	}
 	for i, l := range f.lines {
 		if indent := l[:len(l)-len(strings.TrimLeft(l, " \t"))]; strings.Contains(indent, "\t") {
-			f.list = append(f.list, fault{i + 1, strings.Index(indent, "\t") + 1, "", "a tab indents this line: YAML takes spaces only, two for each level"})
+			f.list = append(f.list, fault{line: i + 1, column: strings.Index(indent, "\t") + 1, text: "a tab indents this line: YAML takes spaces only, two for each level"})
 		}
 	}
 	if len(f.list) > 0 {
@@ -146,7 +147,7 @@ func (f *faults) syntax(err error) {
 	if strings.Contains(text, "did not find expected") || strings.Contains(text, "mapping values are not allowed") {
 		text += " (is a line indented wrongly, or a quote missing, here or just before?)"
 	}
-	f.list = append(f.list, fault{line, 1, "", "not YAML: " + text})
+	f.list = append(f.list, fault{line: line, column: 1, text: "not YAML: " + text})
 }
 
 // decoder fills structs from nodes, strictly: unknown and repeated keys, wrong

@@ -132,11 +132,11 @@ func demo(ctx context.Context, f demoFlags, out io.Writer) error {
 	return err
 }
 
-// demoMorning is half past seven on the Monday of the week, when the room is
-// about to wake up.
+// demoMorning is twenty past eight on the Monday of the week: the first lecture
+// is about to begin.
 func demoMorning(now time.Time) time.Time {
 	monday := now.AddDate(0, 0, -(int(now.Weekday())+6)%7)
-	return time.Date(monday.Year(), monday.Month(), monday.Day(), 7, 30, 0, 0, time.UTC)
+	return time.Date(monday.Year(), monday.Month(), monday.Day(), 8, 20, 0, 0, time.UTC)
 }
 
 func day(speed float64) string {

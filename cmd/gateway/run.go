@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
-	"sync"
 	"syscall"
 
 	"campus-gateway"
@@ -151,11 +150,7 @@ func dryRun(ctx context.Context, c *config, out io.Writer, log *slog.Logger) err
 		return err
 	}
 	defer closeLog()
-	sink, err := newSink(c)
-	if err != nil {
-		return err
-	}
-	p.sink = &printer{sink: sink, out: out}
+	p.printTo = out
 	log.Info("dry run: nothing is sent, nothing is kept; interrupt to end", "sensors", len(c.Sensors))
 	return serve(ctx, c, p, nil, func(*config) {}, func() {})
 }
@@ -163,15 +158,12 @@ func dryRun(ctx context.Context, c *config, out io.Writer, log *slog.Logger) err
 // printer is a Sink that prints the requests another would send.
 type printer struct {
 	sink *ngsi.Sink
-	mu   sync.Mutex
 	out  io.Writer
 }
 
 func (p *printer) String() string { return "dry run" }
 
 func (p *printer) Send(_ context.Context, rs []gateway.Reading) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, r := range p.sink.Requests(rs) {
 		fmt.Fprintf(p.out, "%s %s\n", r.Method, r.URL)
 		for _, name := range sortedKeys(r.Header) {

@@ -57,6 +57,7 @@ type plan struct {
 	sensing []task // the sensors, and who shows them
 	uplinks []task // the forwarders
 	view    *live.Server
+	close   func() // lets go of what the tasks have used
 }
 
 // parts are what stays while configurations come and go.
@@ -67,24 +68,26 @@ type parts struct {
 	queue  *buffer.Log[gateway.Reading]
 	board  *live.Board
 	keep   *keeper
-	sink   gateway.Sink // instead of the configured broker (a dry run); else nil
+
+	printTo io.Writer // where a dry run shows what it does not send; else nil
 }
 
 // buildTasks turns a configuration into tasks. It opens nothing.
 func buildTasks(c *config, p *parts) (*plan, error) {
-	sink := p.sink
-	if sink == nil {
-		var err error
-		if sink, err = newSink(c); err != nil {
-			return nil, err
-		}
+	broker, err := newSink(c, p.log)
+	if err != nil {
+		return nil, err
+	}
+	var sink gateway.Sink = broker
+	if p.printTo != nil {
+		sink = &printer{sink: broker, out: p.printTo}
 	}
 	cursor, err := p.queue.Cursor("broker")
 	if err != nil {
 		return nil, err
 	}
 	forwarder := &gateway.Forwarder{Queue: cursor, Sink: sink, Log: p.log}
-	plan := &plan{uplinks: []task{forwarder}}
+	plan := &plan{uplinks: []task{forwarder}, close: broker.Close}
 	var lines []live.Sensor
 	for i := range c.Sensors {
 		s := &c.Sensors[i]
@@ -113,7 +116,7 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 }
 
 // newSink is the configured broker.
-func newSink(c *config) (*ngsi.Sink, error) {
+func newSink(c *config, log *slog.Logger) (*ngsi.Sink, error) {
 	m := newMapper(c)
 	tls, err := ngsi.TLS(c.Broker.CAFile)
 	if err != nil {
@@ -124,6 +127,9 @@ func newSink(c *config) (*ngsi.Sink, error) {
 		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
 		Token: c.Broker.Auth.token, AuthHeader: c.Broker.Auth.Header,
 		TLS: tls, Timeout: c.Broker.Timeout,
+		Warn: func(err error) {
+			log.Warn("the description of a sensor is not at the broker; its readings are not affected", "why", err)
+		},
 	}, m)
 }
 
@@ -242,6 +248,7 @@ func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready 
 		// Each stage is stopped before the one it feeds: no reading is left between.
 		sensing.stop()
 		uplinks.stop()
+		plan.close()
 		if err != nil {
 			return err
 		}
