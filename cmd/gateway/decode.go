@@ -206,15 +206,7 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		d.addf(n, path, "want keys and values, `key: value` on a line each, got %s", kindOf(n))
 		return
 	}
-	fields := map[string]reflect.Value{}
-	for _, t := range targets {
-		v := reflect.ValueOf(t).Elem()
-		for i := range v.NumField() {
-			if name := v.Type().Field(i).Tag.Get("yaml"); name != "" && name != "-" {
-				fields[name] = v.Field(i)
-			}
-		}
-	}
+	fields := d.fields(targets...)
 	seen := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
@@ -235,6 +227,20 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 			d.addf(k, at, "unknown key%s", suggest(k.Value, sortedKeys(fields)))
 		}
 	}
+}
+
+// fields are the fields of structs by their keys.
+func (d *decoder) fields(targets ...any) map[string]reflect.Value {
+	fields := map[string]reflect.Value{}
+	for _, t := range targets {
+		v := reflect.ValueOf(t).Elem()
+		for i := range v.NumField() {
+			if name := v.Type().Field(i).Tag.Get("yaml"); name != "" && name != "-" {
+				fields[name] = v.Field(i)
+			}
+		}
+	}
+	return fields
 }
 
 func join(path, key string) string {
@@ -367,7 +373,7 @@ func kindOf(n *yaml.Node) string {
 
 // suggest names the nearest known word, or all of them if none is near.
 func suggest(word string, known []string) string {
-	best, distance := "", len(word)/2+1
+	best, distance := "", max(3, len(word)/2+1)
 	for _, k := range known {
 		if d := edits(word, k); d < distance {
 			best, distance = k, d

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
@@ -25,7 +27,8 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
-	os.Exit(execute(ctx, os.Args[1:]))
+	log.SetOutput(io.Discard)    // periph's GPIO driver writes there what its callers are told anyway
+	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // statusError is an error with an exit status of its own.
@@ -37,14 +40,16 @@ type statusError struct {
 func (e statusError) Unwrap() error { return e.error }
 
 // execute runs a command line and returns the exit status.
-func execute(ctx context.Context, args []string) int {
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, message(err))
+	fmt.Fprintln(stderr, message(err))
 	if s, ok := errors.AsType[statusError](err); ok {
 		return s.status
 	}
@@ -75,7 +80,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usage(fmt.Errorf("unknown command %q%s (`gateway --help` lists them)", args[0], suggest(args[0], commandNames(cmd))))
+				return unknownCommand(cmd, args[0])
 			}
 			return cmd.Help()
 		},
@@ -83,9 +88,9 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 	}
 	root.AddCommand(newRun(), newDemo(), newCheck(), newInit(), newDrivers(), newRead(), newVersion())
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
-		c, _, err := root.Find(args)
-		if err != nil {
-			return usage(err)
+		c, rest, err := root.Find(args)
+		if err != nil || len(rest) > 0 {
+			return unknownCommand(root, args[0])
 		}
 		return c.Help()
 	}})
@@ -108,6 +113,10 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 // usage marks a mistake on the command line: one line, exit status 2.
 func usage(err error) error {
 	return statusError{errors.New(strings.ReplaceAll(err.Error(), "\n", " ")), exitUsage}
+}
+
+func unknownCommand(root *cobra.Command, name string) error {
+	return usage(fmt.Errorf("unknown command %q%s (`gateway --help` lists them)", name, suggest(name, commandNames(root))))
 }
 
 func commandNames(root *cobra.Command) []string {
