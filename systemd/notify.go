@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Ready, Stopping and Reloading are the states of sd_notify(3).
+// Ready and Stopping are the states of sd_notify(3).
 const (
 	Ready    = "READY=1"
 	Stopping = "STOPPING=1"
