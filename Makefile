@@ -38,8 +38,8 @@ cross: $(TARGETS) ## static binaries for every Raspberry Pi, and amd64
 demo: build ## the whole job with simulated chips and a broker of its own
 	build/gateway demo
 
-hil: linux-armv7 linux-arm64 ## the ARM binaries on a virtual board with a real kernel
-	hil/run.sh
+hil: ## the ARM builds on virtual boards with a real kernel, I2C and GPIO
+	go test -tags hil -count=1 -timeout 20m -v ./hil/
 
 bench: ## speed, as ratios to an alternative in the same run
 	go test -run '^$$' -bench . -benchtime 1s ./...

@@ -106,8 +106,10 @@ func openDPS310(ctx context.Context, c *chip, o DPS310) (gateway.Sensor, error) 
 	if d.pressure > 3 {
 		shift |= dps310ShiftPressure
 	}
+	if err := d.command("set up", 0); err != nil { // idle: another program may have left it measuring
+		return nil, err
+	}
 	for _, w := range [][]byte{
-		{dps310MeasConfig, 0}, // idle: another program may have left it measuring
 		{dps310PressureConfig, byte(d.pressure)},
 		{dps310TempConfig, source&0x80 | byte(d.temperature)}, // §7.4: the sensor that the coefficients are for, §7.11
 		{dps310Config, shift},
@@ -183,7 +185,7 @@ func (d *dps310) Sense(ctx context.Context) ([]gateway.Value, error) {
 
 // measure does one measurement and returns the scaled raw value.
 func (d *dps310) measure(ctx context.Context, what string, command, ready, data byte, precision int) (float64, error) {
-	if err := d.tx("start "+what, []byte{dps310MeasConfig, command}, nil); err != nil {
+	if err := d.command("start "+what, command); err != nil {
 		return 0, err
 	}
 	takes := dps310Takes[precision] * time.Microsecond
@@ -204,6 +206,17 @@ func (d *dps310) measure(ctx context.Context, what string, command, ready, data 
 	return float64(raw) / dps310Scale[precision], nil
 }
 
+// command sets what the chip is to do, the lowest three bits of MEAS_CFG. The
+// others are the chip's to say; they are written back as they are, which the chip
+// ignores and models of it may not.
+func (d *dps310) command(step string, bits byte) error {
+	now, err := d.get(step, dps310MeasConfig)
+	if err != nil {
+		return err
+	}
+	return d.tx(step, []byte{dps310MeasConfig, now&^7 | bits}, nil)
+}
+
 func (d *dps310) get(step string, reg byte) (byte, error) {
 	var r [1]byte
 	err := d.register(step, reg, r[:])
@@ -211,4 +224,4 @@ func (d *dps310) get(step string, reg byte) (byte, error) {
 }
 
 // Halt puts the chip into its idle mode.
-func (d *dps310) Halt() error { return d.tx("sleep", []byte{dps310MeasConfig, 0}, nil) }
+func (d *dps310) Halt() error { return d.command("sleep", 0) }

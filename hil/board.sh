@@ -24,6 +24,7 @@ cd "$work"
 
 say() { echo "hil: $*" >&2; }
 cannot() { say "$*"; exit 77; }
+why() { grep -m 1 '^[EW]:' "$1" || tail -n 1 "$1"; } # of an apt-get that did not work
 
 case $board in
   sabrelite) arch=armhf kernel=linux-image-armmp modules="i2c-imx i2c-dev gpio-mxc lm75 dps310 fec imx2_wdt" ;;
@@ -43,7 +44,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   if ! { apt-get -qq -o DPkg::Lock::Timeout=600 update &&
     apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends "${missing[@]}"; } > apt.log 2>&1; then
-    cannot "apt-get install ${missing[*]}: $(tail -n 1 apt.log)"
+    cannot "apt-get install ${missing[*]}: $(why apt.log)"
   fi
 fi
 
@@ -73,12 +74,12 @@ Dir::Cache "$dir/cache"; Dir::Etc "$dir/etc"; Dir::Etc::sourcelist "$dir/sources
 Dir::Etc::sourceparts "none"; Dir::Etc::parts "none";
 CONF
   say "downloading $* for $arch"
-  APT_CONFIG=$dir/conf apt-get -qq update >&2 || cannot "apt-get update for $suites does not work"
+  APT_CONFIG=$dir/conf apt-get -qq --error-on=any update > "$dir/log" 2>&1 || cannot "apt-get update: $(why "$dir/log")"
   for p; do
     case $p in linux-image-*) p=$(APT_CONFIG=$dir/conf apt-cache depends "$p" | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1) ;; esac
     packages+=("$p")
   done
-  (cd "$dir" && APT_CONFIG=$dir/conf apt-get -qq download "${packages[@]}" >&2) || cannot "apt-get download ${packages[*]} does not work"
+  (cd "$dir" && APT_CONFIG=$dir/conf apt-get -qq download "${packages[@]}" > log 2>&1) || cannot "apt-get download: $(why "$dir/log")"
   for p in "$dir"/*.deb; do dpkg-deb -x "$p" "$dir/root"; done
   rm -rf "$dir"/*.deb "$dir/lists" "$dir/cache"
   touch "$dir/done"

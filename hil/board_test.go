@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,6 +113,8 @@ func dial(t *testing.T, socket string) net.Conn {
 	return c
 }
 
+var kernelLine = regexp.MustCompile(`^\[ *\d+\.\d+\] `)
+
 // until reads the serial line up to a line that has mark in it, and returns
 // what came before.
 func (b *board) until(mark string, limit time.Duration) (string, error) {
@@ -126,7 +129,9 @@ func (b *board) until(mark string, limit time.Duration) (string, error) {
 			if strings.Contains(line, mark) {
 				return before.String() + line, nil
 			}
-			before.WriteString(line + "\n")
+			if !kernelLine.MatchString(line) { // emergencies come whatever the level
+				before.WriteString(line + "\n")
+			}
 		case <-timeout:
 			return before.String(), fmt.Errorf("the board did not say %q within %v", mark, limit)
 		}

@@ -1,0 +1,342 @@
+//go:build hil
+
+package hil
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"net"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"campus-gateway/ngsi/sandbox"
+)
+
+const gatewayYAML = `
+gateway: {id: hil, site: outdoor, location: {longitude: -7.62, latitude: 33.00}} # outdoor models take what is below zero
+broker: {url: "http://10.0.2.2:%s"}
+log: {dir: /tmp/log}
+sensors:
+- {name: kernel, driver: tmp102, variant: tmp105, address: 0x48, interval: 500ms, shared: true, entity: {type: WeatherObserved, id: kernel}}
+- {name: own, driver: tmp102, variant: tmp105, address: 0x49, interval: 500ms, entity: {type: WeatherObserved, id: own}}
+- {name: plug, driver: tmp102, variant: tmp105, address: 0x4a, interval: 500ms, entity: {type: WeatherObserved, id: plug}}
+- {name: pressure, driver: dps310, pressure_oversampling: 1, address: 0x77, interval: 1s, shared: true, entity: {type: WeatherObserved, id: pressure}}
+- {name: door, driver: contact, pin: GPIO6, entity: {type: DeviceMeasurement, id: door}}
+- {name: meter, driver: pulse, pin: GPIO5, edge: both, interval: 1s, entity: {type: DeviceMeasurement, id: meter}}
+`
+
+// rounding is how far two ways to say one temperature may be apart, °C. What is
+// set here are whole steps of the TMP105, which go through unchanged; the kernel
+// rounds to thousandths.
+const rounding = 0.001
+
+func TestSabrelite(t *testing.T) {
+	broker := &arrivals{values: map[string][]string{}}
+	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: broker.put}))
+	defer server.Close()
+	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	yaml := filepath.Join(t.TempDir(), "gateway.yaml")
+	if err := os.WriteFile(yaml, fmt.Appendf(nil, gatewayYAML, port), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := boot(t, "sabrelite", yaml,
+		build(t, "arm", "gateway", "../cmd/gateway", "build"),
+		build(t, "arm", "bus.test", "../drivers/bus", "test", "-c", "-tags", "hil"))
+	b.sh("i2ctransfer -y 1 w1@0x70 0x01") // the mux: plugged in
+	b.sh("echo tmp105 0x48 > /sys/bus/i2c/devices/i2c-1/new_device")
+	b.sh("echo dps310 0x77 > /sys/bus/i2c/devices/i2c-1/new_device")
+
+	b.step("two goroutines on our bus never mix their data", func(t *testing.T) {
+		t.Log(b.sh("./bus.test -test.v"))
+	})
+
+	b.step("an address that the kernel owns is refused", func(t *testing.T) {
+		out, ok := b.try("./gateway read tmp102 --set variant=tmp105 --address 0x48")
+		t.Log(out)
+		if ok || !strings.Contains(out, "kernel's driver") || !strings.Contains(out, "shared") || strings.Contains(out, "\n") {
+			t.Errorf("want one line that names the kernel's driver and `shared`")
+		}
+	})
+
+	defer func() {
+		if t.Failed() {
+			t.Log(b.sh("cat /tmp/gateway.log"))
+		}
+	}()
+	b.start("./gateway run --config gateway.yaml")
+
+	b.step("temperatures arrive as set, and as the kernel's driver reads them", func(t *testing.T) {
+		for _, c := range []float64{23.5, -7.25, 0, -0.0625, 99.9375, 0.0625, -55, 127.9375, 21} {
+			b.heat("kernel", c)
+			b.heat("own", 25-c)
+			await(t, fmt.Sprintf("%v and %v °C", c, 25-c), func() bool {
+				return near(broker.newest("kernel temperature"), c) && near(broker.newest("own temperature"), 25-c)
+			})
+			if kernel := b.number("/sys/bus/i2c/devices/1-0048/hwmon/hwmon*/temp1_input") / 1000; !near(broker.newest("kernel temperature"), kernel) {
+				t.Errorf("%v °C arrived, the kernel's driver says %v", broker.newest("kernel temperature"), kernel)
+			}
+		}
+	})
+
+	b.step("the DPS310 arrives as the kernel's driver reads it", func(t *testing.T) {
+		celsius := b.number("/sys/bus/i2c/devices/1-0077/iio:device*/in_temp_input") / 1000
+		hectopascal := b.number("/sys/bus/i2c/devices/1-0077/iio:device*/in_pressure_input") * 10
+		await(t, "pressure", func() bool { return broker.newest("pressure atmosphericPressure") != "" })
+		for key, want := range map[string]float64{"temperature": celsius, "atmosphericPressure": hectopascal} {
+			if got := broker.newest("pressure " + key); math.Abs(number(got)-want) > 0.02 {
+				t.Errorf("%s: %s arrived, the kernel's driver says %v", key, got, want)
+			}
+		}
+	})
+
+	b.step("a contact arrives", func(t *testing.T) {
+		for _, open := range []bool{true, false, true, false} {
+			b.drive(6, open)
+			await(t, fmt.Sprint("contact ", open), func() bool { return broker.newest("door numValue") == strconv.Itoa(map[bool]int{true: 1}[open]) })
+		}
+	})
+
+	b.step("every edge is counted", func(t *testing.T) {
+		const edges = 300
+		before := number(broker.newest("meter numValue"))
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for i := range edges {
+			<-tick.C
+			b.drive(5, i%2 == 0)
+		}
+		await(t, "300 edges", func() bool { return number(broker.newest("meter numValue")) >= before+edges })
+		time.Sleep(3 * time.Second) // more would come with the next readings
+		if got := number(broker.newest("meter numValue")) - before; got != edges {
+			t.Errorf("%v edges were counted of %v", got, edges)
+		}
+	})
+
+	b.step("a chip that is pulled off is told, alone, and comes back", func(t *testing.T) {
+		b.heat("plug", 11)
+		await(t, "11 °C", func() bool { return near(broker.newest("plug temperature"), 11) })
+		b.sh("i2ctransfer -y 1 w1@0x70 0x00")
+		await(t, "the gateway to say that the chip is gone", func() bool { return b.sensors()["plug"].State == "gone" })
+		count := broker.count("own temperature")
+		await(t, "others to go on", func() bool { return broker.count("own temperature") >= count+3 })
+		for name, s := range b.sensors() {
+			if (s.State == "gone") != (name == "plug") {
+				t.Errorf("%s is %s: %s", name, s.State, s.Why)
+			}
+		}
+		b.heat("plug", 12)
+		b.sh("i2ctransfer -y 1 w1@0x70 0x01")
+		await(t, "12 °C", func() bool { return near(broker.newest("plug temperature"), 12) })
+		log := b.sh("grep -E 'sensor (gone|back)' /tmp/gateway.log")
+		t.Log(log)
+		if strings.Count(log, "sensor gone") != 1 || strings.Count(log, "sensor back") != 1 || strings.Count(log, "plug") != 2 {
+			t.Error("want one line that the plug is gone, and one that it is back")
+		}
+	})
+
+	b.step("nothing arrives that was never set", func(t *testing.T) {
+		for _, c := range broker.all("kernel temperature") {
+			if !anyNear(c, 0, 23.5, -7.25, -0.0625, 99.9375, 0.0625, -55, 127.9375, 21) {
+				t.Errorf("%s °C", c)
+			}
+		}
+		for _, c := range broker.all("plug temperature") {
+			if !anyNear(c, 0, 11, 12) {
+				t.Errorf("plug: %s °C", c)
+			}
+		}
+	})
+
+	b.step("it ends when told to", func(t *testing.T) { b.stop() })
+}
+
+func TestRaspberryPi(t *testing.T) {
+	yaml := filepath.Join(t.TempDir(), "gateway.yaml")
+	if err := os.WriteFile(yaml, []byte(`
+gateway: {id: hil}
+broker: {url: "http://127.0.0.1:1026"}
+log: {dir: /tmp/log}
+sensors:
+- {name: stuck, driver: tmp102, variant: tmp105, bus: i2c-1, address: 0x48, interval: 500ms}
+- {name: other, driver: tmp102, variant: tmp105, bus: i2c-2, address: 0x4a, interval: 500ms}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := boot(t, "raspi3b", yaml, build(t, "arm64", "gateway", "../cmd/gateway", "build"))
+
+	b.step("read measures once", func(t *testing.T) {
+		for _, c := range []float64{23.5, -40, 125} {
+			b.heat("kernel", c)
+			out := b.sh("./gateway read tmp102 --set variant=tmp105 --bus i2c-1 --address 0x48")
+			t.Log(out)
+			fields := strings.Fields(out[strings.LastIndex(out, "temperature"):])
+			if len(fields) != 3 || !near(fields[1], c) || fields[2] != "°C" {
+				t.Errorf("want %v °C", c)
+			}
+		}
+	})
+
+	b.step("read says at once that nobody is there", func(t *testing.T) {
+		begun := time.Now()
+		out, ok := b.try("./gateway read tmp102 --set variant=tmp105 --bus i2c-1 --address 0x49")
+		t.Logf("%s (after %v)", out, time.Since(begun).Round(time.Millisecond))
+		if ok || strings.Contains(out, "\n") || !strings.Contains(out, "i2c-1(49)") || time.Since(begun) > 5*time.Second {
+			t.Error("want one line that names the chip")
+		}
+	})
+
+	b.step("a bus that hangs is told, alone, and comes back", func(t *testing.T) {
+		b.start("./gateway run --config gateway.yaml")
+		b.heat("kernel", 20)
+		b.heat("other", 30)
+		await(t, "both sensors", func() bool { s := b.sensors(); return s["stuck"].State == "ok" && s["other"].State == "ok" })
+		// The controller is taken from its driver while the gateway holds the bus:
+		// unbind waits, and each transaction on it blocks until the kernel gives up.
+		b.sh("( (echo 3f804000.i2c > /sys/bus/platform/drivers/i2c-bcm2835/unbind) & )") // no job of this shell, which would tell of its end
+		begun := time.Now()
+		await(t, "the sensor on the hung bus to be told", func() bool { return b.sensors()["stuck"].State == "gone" })
+		t.Logf("gone after %v: %s", time.Since(begun).Round(time.Millisecond), b.sensors()["stuck"].Why)
+		for range 10 {
+			if s := b.sensors()["other"]; s.State != "ok" || s.Age > 5 {
+				t.Errorf("the other bus: %+v", s)
+			}
+			time.Sleep(300 * time.Millisecond)
+		}
+	})
+}
+
+// build compiles a package for a board and returns the file.
+func build(t *testing.T, goarch, name, pkg string, command ...string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	cmd := exec.Command("go", append(command, "-o", file, pkg)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+goarch, "GOARM=7")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, out)
+	}
+	return file
+}
+
+// arrivals is what has come to the broker.
+type arrivals struct {
+	mu     sync.Mutex
+	values map[string][]string // as JSON, by entity and attribute ("own temperature")
+}
+
+func (a *arrivals) put(u sandbox.Update) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, attr := range u.Attrs {
+		key := u.ID[strings.LastIndexByte(u.ID, ':')+1:] + " " + attr.Name
+		a.values[key] = append(a.values[key], attr.Value)
+	}
+}
+
+func (a *arrivals) all(key string) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]string(nil), a.values[key]...)
+}
+
+func (a *arrivals) count(key string) int { return len(a.all(key)) }
+
+// newest is the last value that came, "" if there is none.
+func (a *arrivals) newest(key string) string {
+	all := a.all(key)
+	if len(all) == 0 {
+		return ""
+	}
+	return all[len(all)-1]
+}
+
+// number is NaN for what is none, which compares unequal to everything.
+func number(text string) float64 {
+	x, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+	if err != nil {
+		return math.NaN()
+	}
+	return x
+}
+
+func near(text string, want float64) bool { return math.Abs(number(text)-want) <= rounding }
+
+func anyNear(text string, want ...float64) bool {
+	for _, w := range want {
+		if near(text, w) {
+			return true
+		}
+	}
+	return false
+}
+
+// await looks until something holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !holds(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v in vain for %s", patience, what)
+		}
+	}
+}
+
+// step is a part of a test that leaves the board to the next part.
+func (b *board) step(name string, f func(*testing.T)) {
+	whole := b.t
+	whole.Run(name, func(t *testing.T) {
+		b.t = t
+		f(t)
+	})
+	b.t = whole
+}
+
+// number reads a file that holds one.
+func (b *board) number(pattern string) float64 {
+	b.t.Helper()
+	return number(b.sh("cat " + pattern))
+}
+
+// start starts a gateway and waits until it is ready.
+func (b *board) start(command string) {
+	b.t.Helper()
+	b.sh(command + " > /tmp/gateway.log 2>&1 & true")
+	await(b.t, "the gateway to be ready", func() bool {
+		out, _ := b.try("wget -q -O - http://127.0.0.1:8080/readyz")
+		return out == "ready"
+	})
+}
+
+// stop ends the gateway, which must succeed at that.
+func (b *board) stop() {
+	b.t.Helper()
+	b.sh("kill $!; wait $!")
+}
+
+// sensor is how a sensor is doing, as the gateway tells it over HTTP.
+type sensor struct {
+	Name  string
+	State string
+	Why   string
+	Age   float64 `json:"age_seconds"`
+}
+
+func (b *board) sensors() map[string]sensor {
+	b.t.Helper()
+	var answer struct{ Sensors []sensor }
+	text := b.sh("wget -q -O - http://127.0.0.1:8080/api/v1/sensors")
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		b.t.Fatalf("%v in %s", err, text)
+	}
+	byName := map[string]sensor{}
+	for _, s := range answer.Sensors {
+		byName[s.Name] = s
+	}
+	return byName
+}
