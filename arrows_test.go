@@ -24,7 +24,7 @@ var house = map[string][]string{
 	"campus-gateway/cmd/gateway": {
 		"campus-gateway", "campus-gateway/buffer", "campus-gateway/drivers", "campus-gateway/drivers/bus", "campus-gateway/drivers/sim",
 		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd",
-		"github.com/spf13/cobra", "go.yaml.in/yaml/v3", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
+		"github.com/spf13/cobra", "go.yaml.in/yaml/v3", "golang.org/x/term", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
 	},
 	"campus-gateway/hil": {}, // tests only
 }

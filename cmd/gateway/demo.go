@@ -19,6 +19,7 @@ import (
 	"campus-gateway/ngsi/sandbox"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // demoConfig is the demo's configuration: an ordinary one, for the simulated
@@ -190,7 +191,7 @@ func (s simulatedCounter) Read() (c bus.Count, err error) {
 // log's lines go, above the table. Safe for concurrent use.
 type screen struct {
 	out      io.Writer
-	terminal bool
+	terminal *os.File // nil: out is none
 
 	mu      sync.Mutex
 	order   []string // entities by first arrival
@@ -201,9 +202,8 @@ type screen struct {
 
 func newScreen(out io.Writer) *screen {
 	s := &screen{out: out, rows: map[string]string{}}
-	if f, ok := out.(*os.File); ok {
-		i, err := f.Stat()
-		s.terminal = err == nil && i.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
+		s.terminal = f
 	}
 	return s
 }
@@ -215,7 +215,7 @@ func (s *screen) begin(what string, ask []string) {
 }
 
 // entityWidth fits the longest id of the demo.
-const entityWidth = 48
+const entityWidth = 41
 
 // update is told of every entity written. Devices, which do not change, are
 // passed over.
@@ -235,7 +235,7 @@ func (s *screen) update(u sandbox.Update) {
 	if s.ended {
 		return
 	}
-	if !s.terminal {
+	if s.terminal == nil {
 		fmt.Fprintln(s.out, row)
 		return
 	}
@@ -271,11 +271,15 @@ func (s *screen) clear() {
 }
 
 func (s *screen) paint() {
-	if !s.terminal || s.ended {
+	if s.terminal == nil || s.ended {
 		return
 	}
+	width, _, err := term.GetSize(int(s.terminal.Fd()))
+	if err != nil || width < 20 {
+		width = 80
+	}
 	for _, id := range s.order {
-		fmt.Fprintln(s.out, cut(s.rows[id], 118))
+		fmt.Fprintln(s.out, cut(s.rows[id], width-1))
 	}
 	s.painted = len(s.order)
 }
@@ -290,7 +294,7 @@ func cut(s string, width int) string {
 
 // unitOf is a UN/CEFACT code as people write it.
 func unitOf(code string) string {
-	if u, ok := map[string]string{"CEL": "°C", "A97": "hPa", "LUX": "lx", "59": "ppm", "L2": "L/min", "C62": "", "VLT": "V"}[code]; ok {
+	if u, ok := map[string]string{"CEL": "°C", "A97": "hPa", "LUX": "lx", "59": "ppm", "L2": "L/min", "C62": "", "P1": "%"}[code]; ok {
 		return u
 	}
 	return code

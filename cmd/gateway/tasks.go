@@ -122,10 +122,14 @@ func newSink(c *config, log *slog.Logger) (*ngsi.Sink, error) {
 	if err != nil {
 		return nil, err
 	}
+	var token func() (string, error)
+	if c.Broker.Auth != (authConfig{Header: c.Broker.Auth.Header}) {
+		token = c.Broker.Auth.token
+	}
 	return ngsi.New(ngsi.Config{
 		URL: c.Broker.URL, API: c.Broker.API,
 		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
-		Token: c.Broker.Auth.token, AuthHeader: c.Broker.Auth.Header,
+		Token: token, AuthHeader: c.Broker.Auth.Header,
 		TLS: tls, Timeout: c.Broker.Timeout,
 		Warn: func(err error) {
 			log.Warn("the description of a sensor is not at the broker; its readings are not affected", "why", err)
