@@ -160,6 +160,8 @@ func (p *Poller) change(s State, why error) {
 		return
 	}
 	switch {
+	case s == Gone && p.state == Starting:
+		p.Log.Warn("sensor not there: it is tried again", "sensor", p.Name, "why", why)
 	case s == Gone:
 		p.Log.Warn("sensor gone", "sensor", p.Name, "why", why)
 	case s == OK && p.state == Gone:

@@ -482,7 +482,7 @@ sensors:
 		r.Body.Close()
 		return r.StatusCode == 200
 	})
-	await(t, "three lines", func() bool { return strings.Count(log.String(), "sensor gone") == 3 })
+	await(t, "three lines", func() bool { return strings.Count(log.String(), "sensor not there") == 3 })
 	time.Sleep(300 * time.Millisecond) // nothing more is said
 	for _, name := range []string{"room", "door", "rain"} {
 		if n := strings.Count(log.String(), "sensor="+name); n != 1 {

@@ -1,7 +1,6 @@
 package bus
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -38,8 +37,10 @@ func (h *Host) openPin(name string) (gpio.PinIn, error) {
 	}
 	if len(gpioioctl.Chips) == 0 {
 		// gpioioctl looks only once, and what it has met it does not tell.
-		_, err := findLine(name)
-		return nil, errors.Join(err, errors.New("GPIO is looked for at start only: then start the gateway again"))
+		if _, err := findLine(name); err != nil {
+			return nil, fmt.Errorf("%w (GPIO is looked for once, at start: when it is there, start this program again)", err)
+		}
+		return nil, fmt.Errorf("%s: GPIO is looked for once, at start: start this program again", name)
 	}
 	return nil, noLine(name, names)
 }
