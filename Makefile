@@ -19,7 +19,7 @@ race: ## the same with the race detector (needs a C compiler), and as a 32-bit p
 
 lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
-	go vet ./... && go vet -tags hil ./hil/
+	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/
 	go tool staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
 
