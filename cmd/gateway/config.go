@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"campus-gateway/drivers"
 	"campus-gateway/ngsi"
@@ -424,7 +425,7 @@ func (d *decoder) sensor(n *yaml.Node, path string, c *config) *sensorConfig {
 	d.mapping(n, path, false, s, s.options)
 	if s.Name == "" {
 		d.addf(d.at(&s.Name, n), path+".name", "the sensor needs a name, such as room-temperature")
-	} else if len(s.Name) > 64 || strings.ContainsFunc(s.Name, unicode.IsControl) {
+	} else if utf8.RuneCountInString(s.Name) > 64 || strings.ContainsFunc(s.Name, unicode.IsControl) {
 		d.addf(d.at(&s.Name, n), path+".name", "want up to 64 characters, none of them a control character")
 	}
 	d.attachment(n, path, s)

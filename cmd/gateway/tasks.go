@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -205,6 +207,9 @@ func (committer) String() string { return "log" }
 // openLog opens the log and says what was wrong with it.
 func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
 	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize)})
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("%w: give this user the folder, or name one of its own in the configuration, `log: {dir: /home/you/gateway-log}`", err)
+	}
 	if err != nil {
 		return nil, err
 	}
