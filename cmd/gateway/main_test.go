@@ -495,6 +495,53 @@ sensors:
 	}
 }
 
+// A dry run senses, prints what it would send, secrets hidden, sends nothing and
+// leaves no log behind.
+func TestDryRun(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("geheim-1234\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	broker := freeAddress(t)
+	ln, err := net.Listen("tcp", broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	logDir := filepath.Join(t.TempDir(), "log")
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}\nbroker: {url: \"http://%s\", service: campus, auth: {token_file: %q}}\nlog: {dir: %q}\nsensors:\n  - {name: light, driver: bh1750}\n", broker, token, logDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var out syncBuffer
+	done := make(chan error, 1)
+	go func() {
+		done <- dryRun(ctx, c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, &out, newLogger(io.Discard))
+	}()
+	await(t, "a request", func() bool { return strings.Contains(out.String(), `"illuminance"`) })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"POST http://" + broker + "/v2/op/update?options=forcedUpdate\n", "Fiware-Service: campus\n", "(hidden)", `"unitCode"`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "geheim") {
+		t.Error("the token is shown")
+	}
+	if _, err := os.Stat(logDir); err == nil {
+		t.Error("the real log was opened")
+	}
+	_ = ln.(*net.TCPListener).SetDeadline(time.Now().Add(50 * time.Millisecond))
+	if conn, err := ln.Accept(); err == nil {
+		conn.Close()
+		t.Error("the broker was connected to")
+	}
+}
+
 func TestListenTaken(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

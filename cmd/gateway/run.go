@@ -40,11 +40,14 @@ once and tried again for ever.`,
 				return statusError{err, exitConfig}
 			}
 			log := newLogger(cmd.ErrOrStderr())
-			if dry {
-				return dryRun(cmd.Context(), c, cmd.OutOrStdout(), log)
-			}
 			host := &bus.Host{}
 			defer host.Close()
+			if err := bus.Register(); err != nil { // only code that opens buses by periph's registry misses it
+				log.Warn("I2C buses are not in periph's registry", "why", err)
+			}
+			if dry {
+				return dryRun(cmd.Context(), c, host, cmd.OutOrStdout(), log)
+			}
 			return run(cmd.Context(), file, c, host, log)
 		},
 	}
@@ -136,15 +139,13 @@ func (r *reloader) Run(ctx context.Context) error {
 
 // dryRun senses for real and prints what it would send. The log is a folder
 // that is thrown away, so that a daemon beside it is not disturbed.
-func dryRun(ctx context.Context, c *config, out io.Writer, log *slog.Logger) error {
+func dryRun(ctx context.Context, c *config, host drivers.Host, out io.Writer, log *slog.Logger) error {
 	dir, err := os.MkdirTemp("", "gateway-dry-run-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	c.Log.Dir, c.Live.HTTP.Listen = dir, "off"
-	host := &bus.Host{}
-	defer host.Close()
 	p, closeLog, err := newParts(c, host, log)
 	if err != nil {
 		return err
