@@ -62,6 +62,11 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
+	// A batch under way is not torn when ctx ends: nobody would know what of it
+	// has arrived. It has until Flush is over, as what follows it.
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(f.Flush, cancel) })()
 	for failures := 0; ctx.Err() == nil; {
 		if f.Queue.Depth() == 0 {
 			select {
@@ -71,7 +76,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		err := f.send(ctx)
+		err := f.send(sending)
 		if err == nil {
 			failures = 0
 			continue
@@ -79,10 +84,8 @@ func (f *Forwarder) Run(ctx context.Context) error {
 		failures++
 		pause(ctx, wait(err, failures))
 	}
-	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.Flush)
-	defer cancel()
-	for f.Queue.Depth() > 0 && flush.Err() == nil {
-		if f.send(flush) != nil {
+	for f.Queue.Depth() > 0 && sending.Err() == nil {
+		if f.send(sending) != nil {
 			break
 		}
 	}
@@ -113,7 +116,9 @@ func (f *Forwarder) send(ctx context.Context) error {
 		err = nil
 	}
 	if err != nil {
-		f.failed(err)
+		if ctx.Err() == nil { // told to stop is not down
+			f.failed(err)
+		}
 		return err
 	}
 	f.Queue.Ack(end)

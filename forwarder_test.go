@@ -190,6 +190,44 @@ func TestForwarderObeysRetryAfter(t *testing.T) {
 	})
 }
 
+// slowSink takes a minute, or until it is cut off.
+type slowSink struct {
+	takes    time.Duration
+	accepted int
+	cut      bool
+}
+
+func (s *slowSink) String() string { return "slow" }
+func (s *slowSink) Send(ctx context.Context, rs []Reading) error {
+	pause(ctx, s.takes)
+	if ctx.Err() != nil {
+		s.cut = true
+		return ctx.Err()
+	}
+	s.accepted += len(rs)
+	return nil
+}
+
+// A batch under way when the end comes is let arrive, but not for ever; and being
+// told to stop is no failure of the broker.
+func TestForwarderStopsGently(t *testing.T) {
+	for takes, whole := range map[time.Duration]bool{2 * time.Second: true, time.Minute: false} {
+		synctest.Test(t, func(t *testing.T) {
+			var logs strings.Builder
+			s := &slowSink{takes: takes}
+			f := &Forwarder{Queue: newFakeQueue(3), Sink: s, Log: slog.New(slog.NewTextHandler(&logs, nil))}
+			begun := time.Now()
+			forward(t, time.Second, f)
+			if took := time.Since(begun); took > 4*time.Second+time.Millisecond {
+				t.Errorf("it ended after %v: a second, and 3 s to flush", took)
+			}
+			if s.cut == whole || (s.accepted == 3) != whole || logs.Len() > 0 || !f.Stats().Down.IsZero() {
+				t.Errorf("%v: %+v, log %q", takes, s, logs.String())
+			}
+		})
+	}
+}
+
 func TestForwarderGathersAndFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q, s := newFakeQueue(0), &fakeSink{}

@@ -7,8 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"reflect"
 	"syscall"
+	"time"
 
 	"campus-gateway"
 	"campus-gateway/drivers"
@@ -28,8 +28,8 @@ func newRun() *cobra.Command {
 		Short: "Read, keep and forward, until told to stop",
 		Long: `Reads the configured sensors, keeps their readings in the log, forwards them to
 the broker and shows the newest over HTTP, until it is interrupted (SIGINT,
-SIGTERM). SIGHUP reads the configuration again; a faulty one is reported and the
-old one goes on. What is not there yet (a bus, a chip, the broker) is reported
+SIGTERM). A changed configuration is read again, at SIGHUP at once; a faulty one
+is reported and the old one goes on. What is not there yet (a bus, a chip, the broker) is reported
 once and tried again for ever.`,
 		Example: `  gateway run --config gateway.yaml
   gateway run --config gateway.yaml --dry-run   print the NGSI instead of sending it`,
@@ -100,8 +100,9 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	}, nil
 }
 
-// reloader reads the configuration again on SIGHUP. A faulty one, or one that
-// only a restart can apply, leaves the present one running and says so.
+// reloader reads the configuration again on SIGHUP, and when its file has
+// changed and then been left alone for a look. A faulty one, or one that only a
+// restart can apply, leaves the present one running and says so.
 type reloader struct {
 	file    string
 	current *config
@@ -110,30 +111,66 @@ type reloader struct {
 	log     *slog.Logger
 }
 
+// lookEvery is how often the file is looked at. Looking costs one stat, and
+// unlike a watch it sees what comes by rename, mount or network.
+const lookEvery = 2 * time.Second
+
 func (r *reloader) String() string { return "configuration " + r.file }
 
 func (r *reloader) Run(ctx context.Context) error {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	loaded := r.state()
+	seen := loaded
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.hup:
+		case <-look.C:
+			before := seen
+			if seen = r.state(); seen != before || seen == loaded || seen == (fileState{}) {
+				continue // still being written, as before, or gone: an editor may be at it
+			}
 		}
-		c, err := loadConfig(r.file)
-		if err != nil {
-			r.log.Error("new configuration refused: the old one goes on", "why", err)
-			continue
-		}
-		if !reflect.DeepEqual(c.Log, r.current.Log) {
-			r.log.Warn("the log's settings change at the next restart; the rest of the new configuration begins now")
-			c.Log = r.current.Log
-		}
-		r.current = c
-		select {
-		case r.next <- c:
-		case <-ctx.Done():
+		loaded = r.state()
+		if !r.reload(ctx) {
 			return nil
 		}
+	}
+}
+
+// fileState tells one version of a file from another.
+type fileState struct {
+	changed time.Time
+	size    int64
+}
+
+func (r *reloader) state() fileState {
+	i, err := os.Stat(r.file)
+	if err != nil {
+		return fileState{}
+	}
+	return fileState{i.ModTime(), i.Size()}
+}
+
+// reload hands on the file's configuration. It returns false when ctx has ended.
+func (r *reloader) reload(ctx context.Context) bool {
+	c, err := loadConfig(r.file)
+	if err != nil {
+		r.log.Error("new configuration refused: the old one goes on", "why", err)
+		return true
+	}
+	if c.Log != r.current.Log {
+		r.log.Warn("the log's settings change at the next restart; the rest of the new configuration begins now")
+		c.Log = r.current.Log
+	}
+	r.current = c
+	select {
+	case r.next <- c:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
