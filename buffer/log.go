@@ -44,6 +44,10 @@ type Options struct {
 	SegmentSize int64         // a file's, about; default 64 MiB, at most an eighth of MaxSize
 	MaxPending  int           // records kept in memory while the disk fails; default 50,000
 	MaxRejects  int           // the newest that are kept; default 1,000
+
+	// Failing is told when commits begin to fail, and with nil when they succeed
+	// again; from the goroutine that commits. It must not call the log.
+	Failing func(error)
 }
 
 // Log is an open log. All methods but Close may be called concurrently.
@@ -265,12 +269,16 @@ func (l *Log[R]) commit(until uint64) error {
 	}
 	err := l.write()
 	l.mu.Lock()
+	changed := (err == nil) != (l.failing == nil)
 	l.failing = err
 	l.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("log %s: %w", l.dir, err)
+		err = fmt.Errorf("log %s: %w", l.dir, err)
 	}
-	return nil
+	if changed && l.opt.Failing != nil {
+		l.opt.Failing(err)
+	}
+	return err
 }
 
 // onDisk is the sequence number before which all is on disk or acknowledged.
@@ -337,7 +345,7 @@ func (l *Log[R]) write() error {
 	if s != last {
 		drained = 0 // they go with their file
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error {
+	if err := s.update(func(tx *bolt.Tx) error {
 		return l.fill(tx, s.blocks[:drained], blocks, infos, positions, rejects)
 	}); err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Base(s.path), err)

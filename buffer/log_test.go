@@ -550,7 +550,8 @@ func TestConcurrent(t *testing.T) {
 // With the disk failing Put says so once memory is used up, and heals with it.
 func TestDiskFails(t *testing.T) {
 	dir := t.TempDir()
-	l, c := open(t, dir, Options{Window: time.Hour, MaxPending: 100})
+	var told []error
+	l, c := open(t, dir, Options{Window: time.Hour, MaxPending: 100, Failing: func(err error) { told = append(told, err) }})
 	defer l.Close()
 	// A closed database is a disk that fails: every commit errs.
 	if err := l.segments[0].db.Close(); err != nil {
@@ -559,8 +560,10 @@ func TestDiskFails(t *testing.T) {
 	if err := l.Put(numbers(0, 100)...); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.commit(0); err == nil {
-		t.Fatal("committed to a closed file")
+	for range 3 {
+		if err := l.commit(0); err == nil {
+			t.Fatal("committed to a closed file")
+		}
 	}
 	err := l.Put("one more")
 	if err == nil || !strings.Contains(err.Error(), "database not open") || l.Stats().Failing == nil {
@@ -576,6 +579,9 @@ func TestDiskFails(t *testing.T) {
 	}
 	if err := l.Put("one more"); err != nil || l.Stats().Failing != nil {
 		t.Errorf("did not heal: %v", err)
+	}
+	if len(told) != 2 || told[0] == nil || told[1] != nil {
+		t.Errorf("told %v: want once that it fails, once that it does not", told)
 	}
 	check(t, drain(t, c, 1000), append(numbers(0, 100), "one more"))
 }

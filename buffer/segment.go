@@ -142,7 +142,12 @@ func (s *segment) view(f func(*bolt.Tx) error) error {
 	return guard(func() error { return s.db.View(f) })
 }
 
-// guard turns panics and memory faults of reading a damaged file into errors.
+// update writes under guard: bbolt rolls the transaction back when it panics.
+func (s *segment) update(f func(*bolt.Tx) error) error {
+	return guard(func() error { return s.db.Update(f) })
+}
+
+// guard turns panics and memory faults over a damaged file into errors.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

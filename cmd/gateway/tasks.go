@@ -206,7 +206,16 @@ func (committer) String() string { return "log" }
 
 // openLog opens the log and says what was wrong with it.
 func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
-	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize)})
+	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{
+		Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize),
+		Failing: func(err error) {
+			if err != nil {
+				log.Error("the disk fails: readings wait in memory, and a power cut would lose them", "why", err)
+			} else {
+				log.Info("the disk is well again: readings are on it")
+			}
+		},
+	})
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%w: give this user the folder, or name one of its own in the configuration, `log: {dir: /home/you/gateway-log}`", err)
 	}
@@ -216,6 +225,9 @@ func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) 
 	s := q.Stats()
 	for _, file := range s.SetAside {
 		log.Error("a damaged file of the log was set aside: what it held is not delivered", "file", file)
+	}
+	if n := s.Dropped["damaged"]; n > 0 {
+		log.Error("a part of the log is damaged and was passed over", "readings", n)
 	}
 	if s.Depth > 0 {
 		log.Info("readings wait from before", "waiting", s.Depth)
