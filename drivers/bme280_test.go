@@ -3,6 +3,7 @@ package drivers
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,30 +27,38 @@ var (
 func TestBMP280(t *testing.T) {
 	play(t, "bmp280", `{}`, []i2ctest.IO{
 		{Addr: 0x76, W: []byte{0xd0}, R: []byte{0x58}},
+		{Addr: 0x76, W: []byte{0xe0, 0xb6}},
 		{Addr: 0x76, W: []byte{0xf3}, R: []byte{0x01}}, // still copying its calibration
 		{Addr: 0x76, W: []byte{0xf3}, R: []byte{0x00}},
 		{Addr: 0x76, W: []byte{0x88}, R: bmx280Example},
 		{Addr: 0x76, W: []byte{0xf5, 0x00}},
-		{Addr: 0x76, W: []byte{0xf4, 0x4d}},            // ×2, ×4, forced
+		{Addr: 0x76, W: []byte{0xf4, 0x4c}}, // ×2, ×4, asleep
+		{Addr: 0x76, W: []byte{0xf4}, R: []byte{0x4c}},
+		{Addr: 0x76, W: []byte{0xf4}, R: []byte{0x4c}},
+		{Addr: 0x76, W: []byte{0xf4, 0x4d}},            // forced
 		{Addr: 0x76, W: []byte{0xf3}, R: []byte{0x08}}, // still measuring
 		{Addr: 0x76, W: []byte{0xf3}, R: []byte{0x00}},
 		{Addr: 0x76, W: []byte{0xf7}, R: bmx280ExampleData},
-		{Addr: 0x76, W: []byte{0xf4, 0x00}},
+		{Addr: 0x76, W: []byte{0xf4, 0x4c}},
 	}, gateway.Value{Quantity: gateway.Temperature, V: 25.08}, gateway.Value{Quantity: gateway.Pressure, V: 100653.3})
 }
 
 func TestBME280(t *testing.T) {
 	play(t, "bme280", `{temperature_oversampling: 1, pressure_oversampling: 16, humidity_oversampling: 8, filter: 4}`, []i2ctest.IO{
 		{Addr: 0x77, W: []byte{0xd0}, R: []byte{0x60}},
+		{Addr: 0x77, W: []byte{0xe0, 0xb6}},
 		{Addr: 0x77, W: []byte{0xf3}, R: []byte{0x00}},
 		{Addr: 0x77, W: []byte{0x88}, R: bmx280Example},
 		{Addr: 0x77, W: []byte{0xe1}, R: bmx280ExampleHumidity},
 		{Addr: 0x77, W: []byte{0xf2, 0x04}}, // before ctrl_meas, or it has no effect
 		{Addr: 0x77, W: []byte{0xf5, 0x08}},
+		{Addr: 0x77, W: []byte{0xf4, 0x34}},
+		{Addr: 0x77, W: []byte{0xf4}, R: []byte{0x34}},
+		{Addr: 0x77, W: []byte{0xf4}, R: []byte{0x35}}, // the last Sense was given up while it measured
 		{Addr: 0x77, W: []byte{0xf4, 0x35}},
 		{Addr: 0x77, W: []byte{0xf3}, R: []byte{0x00}},
 		{Addr: 0x77, W: []byte{0xf7}, R: append(bmx280ExampleData[:6:6], 0x75, 0x30)},
-		{Addr: 0x77, W: []byte{0xf4, 0x00}},
+		{Addr: 0x77, W: []byte{0xf4, 0x34}},
 	}, gateway.Value{Quantity: gateway.Temperature, V: 25.08}, gateway.Value{Quantity: gateway.Humidity, V: 55.0}, gateway.Value{Quantity: gateway.Pressure, V: 100653.3})
 }
 
@@ -75,11 +84,39 @@ func TestBMx280Identifies(t *testing.T) {
 	}
 }
 
-func TestBMx280NeverReady(t *testing.T) {
-	d, _ := Lookup("bmp280")
-	b := newVectorBus(t, vectorChip{}, vectorCase{Registers: map[string]string{"0xd0": "58", "0x88": "706b436718fc7d8e43d6d00b270b8c00f9ff8c3cf8c67017", "0xf3": "08"}})
-	if _, err := senseVector(t, d, "{}", 0x76, b); !errors.Is(err, ErrNotReady) {
-		t.Errorf("%v", err)
+func TestBMx280Refuses(t *testing.T) {
+	const calibration = "706b436718fc7d8e43d6d00b270b8c00f9ff8c3cf8c67017"
+	for name, c := range map[string]struct {
+		driver    string
+		registers map[string]string
+		want      error
+		words     string
+	}{
+		"never has its calibration": {"bmp280", map[string]string{"0xd0": "58", "0x88": calibration, "0xf3": "01"}, ErrNotReady, "load calibration"},
+		"never measures":            {"bmp280", map[string]string{"0xd0": "58", "0x88": calibration, "0xf3": "08"}, ErrNotReady, "wait"},
+		"no calibration":            {"bmp280", map[string]string{"0xd0": "58"}, nil, "the chip has none"},
+		"no bus":                    {"bmp280", map[string]string{"0xd0": "58", "0x88": strings.Repeat("ff", 26)}, nil, "the chip has none"},
+		"skips humidity":            {"bme280", map[string]string{"0xd0": "60", "0x88": calibration, "0xe1": "6a01001329031e", "0xf7": "655ac07eed008000"}, ErrSkipped, "read"},
+		"skips pressure":            {"bme280", map[string]string{"0xd0": "60", "0x88": calibration, "0xe1": "6a01001329031e", "0xf7": "8000007eed007530"}, ErrSkipped, "read"},
+		"too cold":                  {"bmp280", map[string]string{"0xd0": "58", "0x88": calibration, "0xf7": "655ac0400000"}, ErrRange, "°C"},
+	} {
+		d, _ := Lookup(c.driver)
+		_, err := senseVector(t, d, "{}", 0x76, newVectorBus(t, vectorChip{}, vectorCase{Registers: c.registers}))
+		if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// H4 and H5 are signed and share a byte; H6 is signed.
+func TestBME280SignedCalibration(t *testing.T) {
+	b := &bmx280{chip: &chip{}, humidity: true}
+	b.dev.Bus = &vectorBus{regs: map[byte]byte{0x88: 1, 0x8e: 1, 0xa1: 0xff, 0xe1: 0xfe, 0xe2: 0xff, 0xe3: 0xff, 0xe4: 0xfe, 0xe5: 0x3c, 0xe6: 0x80, 0xe7: 0xf6}, starts: map[byte][]byte{0: nil}}
+	if err := b.calibrate(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := []float64{b.h1, b.h2, b.h3, b.h4, b.h5, b.h6}, []float64{255, -2, 255, -20, -2045, -10}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func init() {
 	registerI2C(Spec{
 		Name:       "dps310",
-		Doc:        "precise air pressure, and temperature (also SPL06-001)",
+		Doc:        "precise air pressure, and temperature",
 		Datasheet:  "Infineon DPS310, v1.2",
 		Quantities: []gateway.Quantity{gateway.Temperature, gateway.Pressure},
 		Addresses:  []uint16{0x77, 0x76}, // §5.2: SDO open or high, SDO low
@@ -51,6 +51,7 @@ const (
 	dps310ID              = 0x0d
 	dps310Coefficients    = 0x10 // to 21
 	dps310CoefSource      = 0x28
+	dps310Gain            = 0x32 // in no datasheet: see correct
 
 	// MEAS_CFG, §7.5
 	dps310CoefReady        = 1 << 7
@@ -67,6 +68,7 @@ const (
 
 type dps310 struct {
 	*chip
+	setUp                             [4]byte // see readSetUp
 	pressure, temperature             int     // PM_PRC, TMP_PRC
 	c0, c1                            float64 // temperature
 	c00, c10, c01, c11, c20, c21, c30 float64 // pressure
@@ -79,14 +81,15 @@ func openDPS310(ctx context.Context, c *chip, o DPS310) (gateway.Sensor, error) 
 		return nil, err
 	}
 	// 10 is a DPS310's id, §7.10. FF is what a register that is not there reads
-	// as: a chip without an id passes if it says that it is ready and has
-	// coefficients, which no other chip at these addresses does.
-	if id != 0x10 && id != 0xff {
-		err := fmt.Errorf("%w: its id is %02x, want 10", ErrWrongID, id)
+	// as: a chip without an id passes if it is none of Bosch's, says that it is
+	// ready and has coefficients, which no other chip at these addresses does.
+	if id != 0x10 {
 		if other, otherErr := d.get("identify", bmx280ID); otherErr == nil && bmx280Chips[other] != "" {
-			err = fmt.Errorf("%w: it is a %s", ErrWrongID, bmx280Chips[other])
+			return nil, c.errorf("identify", fmt.Errorf("%w: it is a %s", ErrWrongID, bmx280Chips[other]))
 		}
-		return nil, c.errorf("identify", err)
+		if id != 0xff {
+			return nil, c.errorf("identify", fmt.Errorf("%w: its id is %02x, want 10", ErrWrongID, id))
+		}
 	}
 	// §3.6: coefficients 40 ms after power-on, sensor 12 ms.
 	if err := d.await(ctx, "start up", dps310CoefReady|dps310SensorReady, 10*time.Millisecond); err != nil {
@@ -94,6 +97,11 @@ func openDPS310(ctx context.Context, c *chip, o DPS310) (gateway.Sensor, error) 
 	}
 	if err := d.calibrate(); err != nil {
 		return nil, err
+	}
+	if id == 0x10 {
+		if err := d.correct(); err != nil {
+			return nil, err
+		}
 	}
 	source, err := d.get("read calibration", dps310CoefSource)
 	if err != nil {
@@ -118,7 +126,37 @@ func openDPS310(ctx context.Context, c *chip, o DPS310) (gateway.Sensor, error) 
 			return nil, err
 		}
 	}
+	d.setUp, err = d.readSetUp()
+	if err != nil {
+		return nil, err
+	}
 	return d, nil
+}
+
+// correct cures the early chips that read about 60 °C in a room. No datasheet
+// has it: it is what Infineon told IBM (openbmc/openbmc issue 2003) and what its
+// own library does (DPS310-Pressure-Sensor, correctTemp). Bit 1 of the register
+// 32, a gain, must be 1; where it is not, it is set behind a lock until the next
+// power-up. The Linux driver does so with every chip.
+func (d *dps310) correct() error {
+	gain, err := d.get("correct temperature", dps310Gain)
+	if err != nil || gain&2 != 0 {
+		return err
+	}
+	for _, w := range [][]byte{{0x0e, 0xa5}, {0x0f, 0x96}, {0x62, 0x02}, {0x0e, 0x00}, {0x0f, 0x00}} {
+		if err := d.tx("correct temperature", w, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readSetUp reads PRS_CFG, TMP_CFG, CFG_REG and, of MEAS_CFG between them, that
+// the chip has started up.
+func (d *dps310) readSetUp() (r [4]byte, err error) {
+	err = d.register("read set-up", dps310PressureConfig, r[:])
+	r[2] &= dps310CoefReady | dps310SensorReady
+	return r, err
 }
 
 // calibrate reads the coefficients, §8.11, table 18: two's complement, of 12, 20
@@ -160,6 +198,13 @@ func (d *dps310) await(ctx context.Context, step string, bits byte, every time.D
 // Sense measures temperature, then pressure, once each (command mode, §4.3): 31
 // ms with the default options.
 func (d *dps310) Sense(ctx context.Context) ([]gateway.Value, error) {
+	// A chip that was without power meanwhile scales its results otherwise, and
+	// may be another chip, with other coefficients.
+	if now, err := d.readSetUp(); err != nil {
+		return nil, err
+	} else if now != d.setUp {
+		return nil, d.errorf("read set-up", fmt.Errorf("%w: its set-up was lost (was its power interrupted?)", ErrNotReady))
+	}
 	t, err := d.measure(ctx, "temperature", dps310MeasureTemp, dps310TemperatureReady, dps310TemperatureData, d.temperature)
 	if err != nil {
 		return nil, err

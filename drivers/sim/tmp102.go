@@ -6,7 +6,7 @@ import (
 )
 
 // TMP102 is TI's thermometer (SBOS397), or one of its kin with the same
-// registers: TMP105 (SBOS648), LM75.
+// registers: TMP105 (SLLS648), LM75.
 type TMP102 struct {
 	kind  tmpKind
 	words words
