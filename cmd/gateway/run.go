@@ -35,6 +35,7 @@ once and tried again for ever.`,
   gateway run --config gateway.yaml --dry-run   print the NGSI instead of sending it`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			bus.PrepareGPIO()
 			c, err := loadConfig(file)
 			if err != nil {
 				return statusError{err, exitConfig}

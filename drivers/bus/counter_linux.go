@@ -37,6 +37,8 @@ const (
 	// more than this for one line.
 	eventBuffer = 1024
 	eventSize   = 48
+
+	longestDebounce = time.Minute
 )
 
 type gpioChipInfo struct {
@@ -45,13 +47,12 @@ type gpioChipInfo struct {
 }
 
 type gpioLineInfo struct {
-	name   [32]byte
-	_      [32]byte // consumer
-	offset uint32
-	_      uint32       // number of attributes
-	_      uint64       // flags
-	_      [10]gpioAttr // attributes
-	_      [4]uint32
+	name, consumer [32]byte
+	offset         uint32
+	_              uint32       // number of attributes
+	_              uint64       // flags
+	_              [10]gpioAttr // attributes
+	_              [4]uint32
 }
 
 type gpioAttr struct {
@@ -80,20 +81,17 @@ type gpioLineRequest struct {
 	fd         int32
 }
 
-// ioctl gives the kernel a structure that lies on the heap.
+// ioctl gives the kernel a structure. Nothing is called between its address
+// becoming a number and the kernel having it: then no stack can move.
 func ioctl[T any](f *os.File, request uintptr, arg *T) error {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(arg)))
+	fd := f.Fd()
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(unsafe.Pointer(arg)))
 	runtime.KeepAlive(arg)
+	runtime.KeepAlive(f)
 	if errno != 0 {
 		return errno
 	}
 	return nil
-}
-
-// line is where a named line is.
-type line struct {
-	chip   string // /dev/gpiochip0
-	offset uint32
 }
 
 // findLine looks for a line by its name on every chip, in the chips' order.
@@ -105,17 +103,13 @@ func findLine(name string) (line, error) {
 	slices.Sort(chips)
 	var names []string
 	var denied error
-	seen := map[string]bool{} // a Pi 5 has two names for one chip
 	for _, path := range chips {
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			if seen[real] {
-				continue
-			}
-			seen[real] = true
+		if l, err := os.Lstat(path); err == nil && l.Mode()&fs.ModeSymlink != 0 {
+			continue // a Pi 5 has two names for one chip
 		}
 		lines, err := linesOf(path)
 		if err != nil {
-			denied = errors.Join(denied, err)
+			denied = err
 			continue
 		}
 		for offset, n := range lines {
@@ -150,10 +144,26 @@ func linesOf(chip string) ([]string, error) {
 		if err := ioctl(f, gpioGetLineInfo, l); err != nil {
 			return nil, fmt.Errorf("%s: line %d: %w", chip, i, err)
 		}
-		n, _, _ := bytes.Cut(l.name[:], []byte{0})
-		names[i] = string(n)
+		names[i] = text(l.name)
 	}
 	return names, nil
+}
+
+func text(b [32]byte) string {
+	s, _, _ := bytes.Cut(b[:], []byte{0})
+	return string(s)
+}
+
+// lineUser says who has taken a line, as far as the kernel tells.
+func lineUser(at line) string {
+	user := "another program"
+	if f, err := os.Open(at.chip); err == nil {
+		defer f.Close()
+		if l := (&gpioLineInfo{offset: at.offset}); ioctl(f, gpioGetLineInfo, l) == nil && l.consumer[0] != 0 {
+			user = text(l.consumer)
+		}
+	}
+	return user + " uses the line"
 }
 
 // noLine names lines that are alike.
@@ -182,6 +192,10 @@ type lineCounter struct {
 }
 
 func openCounter(name string, o CounterOpts) (Counter, error) {
+	r, err := counterRequest(o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	at, err := findLine(name)
 	if err != nil {
 		return nil, err
@@ -191,21 +205,10 @@ func openCounter(name string, o CounterOpts) (Counter, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	defer chip.Close()
-	r := &gpioLineRequest{numLines: 1, bufferSize: eventBuffer}
 	r.offsets[0] = at.offset
-	copy(r.consumer[:], "gateway")
-	r.config.flags = lineInput | map[gpio.Edge]uint64{
-		gpio.RisingEdge: lineRising, gpio.FallingEdge: lineFalling, gpio.BothEdges: lineRising | lineFalling,
-	}[o.Edge] | map[gpio.Pull]uint64{gpio.PullUp: linePullUp, gpio.PullDown: linePullDown, gpio.Float: lineNoPull}[o.Pull]
-	if o.Debounce > 0 {
-		r.config.numAttrs = 1
-		r.config.attrs[0].mask = 1
-		r.config.attrs[0].attr.id = attrDebounce
-		binary.NativeEndian.PutUint32((*[8]byte)(unsafe.Pointer(&r.config.attrs[0].attr.value))[:], uint32(o.Debounce.Microseconds()))
-	}
 	err = ioctl(chip, gpioGetLine, r)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("%s: another program uses the line (`gpioinfo` shows which): %w", name, err)
+		return nil, fmt.Errorf("%s: %s: %w", name, lineUser(at), err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -216,6 +219,29 @@ func openCounter(name string, o CounterOpts) (Counter, error) {
 	return &lineCounter{name: name, file: os.NewFile(uintptr(r.fd), name)}, nil
 }
 
+// counterRequest is what the kernel is asked for, but for the line's offset.
+func counterRequest(o CounterOpts) (*gpioLineRequest, error) {
+	edges, ok := map[gpio.Edge]uint64{
+		gpio.RisingEdge: lineRising, gpio.FallingEdge: lineFalling, gpio.BothEdges: lineRising | lineFalling,
+	}[o.Edge]
+	if !ok {
+		return nil, fmt.Errorf("count %v: only RisingEdge, FallingEdge or BothEdges can be counted", o.Edge)
+	}
+	if o.Debounce < 0 || o.Debounce > longestDebounce {
+		return nil, fmt.Errorf("debounce of %v: it is from 0s to %v", o.Debounce, longestDebounce)
+	}
+	r := &gpioLineRequest{numLines: 1, bufferSize: eventBuffer}
+	copy(r.consumer[:], "gateway")
+	r.config.flags = lineInput | edges | map[gpio.Pull]uint64{gpio.PullUp: linePullUp, gpio.PullDown: linePullDown, gpio.Float: lineNoPull}[o.Pull]
+	if o.Debounce > 0 {
+		r.config.numAttrs = 1
+		r.config.attrs[0].mask = 1
+		r.config.attrs[0].attr.id = attrDebounce
+		binary.NativeEndian.PutUint32((*[8]byte)(unsafe.Pointer(&r.config.attrs[0].attr.value))[:], uint32(o.Debounce.Microseconds()))
+	}
+	return r, nil
+}
+
 // Read collects the edges since the Read before, without waiting for any.
 func (c *lineCounter) Read() (Count, error) {
 	c.tally.count.First, c.tally.count.Last = 0, 0
@@ -224,7 +250,7 @@ func (c *lineCounter) Read() (Count, error) {
 		return Count{}, fmt.Errorf("%s: %w", c.name, err)
 	}
 	buf := make([]byte, 64*eventSize)
-	for {
+	for range 2 * eventBuffer / 64 { // so that a storm of edges does not keep us: the rest is for the next Read
 		var n int
 		var readErr error
 		if err := raw.Read(func(fd uintptr) bool { n, readErr = unix.Read(int(fd), buf); return true }); err != nil {
@@ -244,6 +270,7 @@ func (c *lineCounter) Read() (Count, error) {
 			return Count{}, fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
+	return c.tally.count, nil
 }
 
 func (c *lineCounter) Close() error   { return c.file.Close() }

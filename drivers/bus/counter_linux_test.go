@@ -2,10 +2,16 @@ package bus
 
 import (
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"periph.io/x/conn/v3/gpio"
+	"periph.io/x/host/v3/gpioioctl"
 )
 
 // The sizes are part of the request numbers: a wrong one reads past our memory.
@@ -77,5 +83,111 @@ func TestNoLine(t *testing.T) {
 		if err := noLine(name, append([]string(nil), names...)); !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %q is not in it", err, want)
 		}
+	}
+}
+
+// A pipe stands for the kernel's queue of events.
+func TestCounterReads(t *testing.T) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	queue := os.NewFile(uintptr(fds[1]), "queue")
+	c := &lineCounter{name: "GPIO5", file: os.NewFile(uintptr(fds[0]), "GPIO5")}
+	read := func(want Count) {
+		t.Helper()
+		if got, err := c.Read(); err != nil || got != want {
+			t.Errorf("%+v, %v; want %+v", got, err, want)
+		}
+	}
+	read(Count{})
+	var events []byte
+	for i := range uint32(1000) { // many more than are read at a time
+		events = append(events, event(time.Duration(i+1)*time.Second, i+2)...)
+	}
+	if _, err := queue.Write(events); err != nil {
+		t.Fatal(err)
+	}
+	read(Count{Edges: 1001, Lost: 1, First: time.Second, Last: 1000 * time.Second})
+	read(Count{Edges: 1001, Lost: 1})
+	queue.Write(event(time.Hour, 1002))
+	read(Count{Edges: 1002, Lost: 1, First: time.Hour, Last: time.Hour})
+	queue.Close()
+	if got, err := c.Read(); err == nil || got != (Count{}) || err.Error() != "GPIO5: the line is gone" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Read(); err == nil {
+		t.Error("read after Close")
+	}
+}
+
+// A Read ends though edges come as fast as it takes them. A file never has too
+// few of them.
+func TestCounterStorm(t *testing.T) {
+	var events []byte
+	for i := range uint32(3 * eventBuffer) {
+		events = append(events, event(1, i+1)...)
+	}
+	path := filepath.Join(t.TempDir(), "events")
+	if err := os.WriteFile(path, events, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &lineCounter{file: f}
+	defer c.Close()
+	if got, err := c.Read(); err != nil || got.Edges != 2*eventBuffer {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestCounterRequest(t *testing.T) {
+	for _, c := range []struct {
+		opts  CounterOpts
+		flags uint64 // as numbers, from linux/gpio.h
+	}{
+		{CounterOpts{Edge: gpio.RisingEdge}, 0x14},
+		{CounterOpts{Edge: gpio.FallingEdge, Pull: gpio.PullUp}, 0x124},
+		{CounterOpts{Edge: gpio.BothEdges, Pull: gpio.PullDown}, 0x234},
+		{CounterOpts{Edge: gpio.BothEdges, Pull: gpio.Float}, 0x434},
+	} {
+		r, err := counterRequest(c.opts)
+		if err != nil || r.config.flags != c.flags || r.config.numAttrs != 0 || r.numLines != 1 || r.bufferSize != 1024 {
+			t.Errorf("%+v: %+v, %v", c.opts, r, err)
+		}
+	}
+	r, err := counterRequest(CounterOpts{Edge: gpio.RisingEdge, Debounce: 1500 * time.Microsecond})
+	if err != nil || r.config.numAttrs != 1 || r.config.attrs[0].mask != 1 || r.config.attrs[0].attr.id != 3 ||
+		*(*uint32)(unsafe.Pointer(&r.config.attrs[0].attr.value)) != 1500 {
+		t.Errorf("%+v, %v", r.config, err)
+	}
+	for _, o := range []CounterOpts{
+		{}, {Edge: 4}, {Edge: -1},
+		{Edge: gpio.RisingEdge, Debounce: -1}, {Edge: gpio.RisingEdge, Debounce: 2 * time.Hour}, // more than its 32 bits hold
+	} {
+		if _, err := openCounter("GPIO5", o); err == nil || !strings.HasPrefix(err.Error(), "GPIO5: ") || strings.Contains(err.Error(), "line") {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+}
+
+// gpioioctl closes file 0 where a chip has two names. Without remedy the line
+// that is taken next becomes file 0, which gpioioctl thinks is none.
+func TestHoldFile0(t *testing.T) {
+	(&gpioioctl.GPIOChip{}).Close()
+	holdFile0()
+	holdFile0()
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if f.Fd() == 0 {
+		t.Error("file 0 is free to be taken")
 	}
 }

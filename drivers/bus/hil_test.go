@@ -3,12 +3,20 @@
 package bus_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"log"
+	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"campus-gateway/drivers/bus"
 
+	"periph.io/x/conn/v3/gpio"
 	"periph.io/x/conn/v3/i2c"
 )
 
@@ -62,4 +70,93 @@ func deep(n int, b i2c.Bus, register byte, want [2]byte) error {
 		return fmt.Errorf("got % x, want % x", got, want)
 	}
 	return nil
+}
+
+// TestPin runs on a board with a quiet line GPIO7 (see hil/).
+func TestPin(t *testing.T) {
+	var logged bytes.Buffer
+	log.SetOutput(&logged)
+	defer func() {
+		log.SetOutput(os.Stderr)
+		if logged.Len() > 0 {
+			t.Errorf("on the standard log: %s", &logged)
+		}
+	}()
+	host := &bus.Host{}
+	defer host.Close()
+	p, err := host.Pin("GPIO7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := host.Pin("GPIO7"); again != p {
+		t.Error("two pins of one line")
+	}
+	interrupts := map[string]func() error{
+		"Halt": p.Halt,
+		"In":   func() error { return p.In(gpio.PullNoChange, gpio.RisingEdge) },
+	}
+	for name, interrupt := range interrupts {
+		if err := p.In(gpio.PullNoChange, gpio.BothEdges); err != nil {
+			t.Fatal(err)
+		}
+		for _, timeout := range []time.Duration{0, 30 * time.Millisecond, 300 * time.Millisecond} {
+			begun := time.Now()
+			if p.WaitForEdge(timeout) || time.Since(begun) < timeout || time.Since(begun) > timeout+10*time.Second { // the board may stand still for a second
+				t.Errorf("WaitForEdge(%v) took %v", timeout, time.Since(begun))
+			}
+		}
+		for _, at := range []time.Duration{0, time.Millisecond, 300 * time.Millisecond} {
+			if err := p.In(gpio.PullNoChange, gpio.BothEdges); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan bool)
+			go func() { ended <- p.WaitForEdge(-1) }()
+			time.Sleep(at)
+			begun := time.Now()
+			err := interrupt()
+			edge := false
+			select {
+			case edge = <-ended:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%s after %v does not end a wait", name, at)
+			}
+			t.Logf("%s after %v ended a wait in %v", name, at, time.Since(begun))
+			if err != nil || edge {
+				t.Errorf("%s: %v, %v", name, err, edge)
+			}
+		}
+	}
+	if err := p.In(gpio.PullNoChange, gpio.BothEdges); err != nil {
+		t.Fatal(err)
+	}
+	counted := bus.CounterOpts{Edge: gpio.BothEdges, Debounce: time.Millisecond}
+	if c, err := host.Counter("GPIO7", counted); !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "bus.test@") {
+		t.Errorf("a line that is taken: %v, %v", c, err)
+	} else {
+		t.Log(err)
+	}
+	if err := p.Halt(); err != nil {
+		t.Error(err)
+	}
+	c, err := host.Counter("GPIO7", counted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(); err != nil || n != (bus.Count{}) {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if err := p.In(gpio.PullNoChange, gpio.BothEdges); err == nil || !strings.HasPrefix(err.Error(), "gateway uses the line") {
+		t.Errorf("a line that is taken: %v", err)
+	} else {
+		t.Log(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := p.In(gpio.PullNoChange, gpio.NoEdge); err != nil {
+		t.Error(err)
+	}
+	if _, err := host.Pin("gpio7"); err == nil || !strings.Contains(err.Error(), "did you mean GPIO7?") {
+		t.Errorf("%v", err)
+	}
 }

@@ -9,6 +9,7 @@
 package bus
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,8 +52,9 @@ func (b *I2C) String() string { return fmt.Sprintf("i2c-%d", b.number) }
 
 // Tx writes w and then reads len(r) bytes, either of which may be empty but not
 // both, without a stop in between. Errors keep the kernel's number: errors.Is
-// (err, syscall.EREMOTEIO) where nobody has acknowledged. It returns within
-// 2 s (ErrHung), whatever the kernel does.
+// (err, syscall.EREMOTEIO) where nobody has acknowledged; see NoAck and Fault.
+// It waits 2 s at most for its turn, and then 2 s for the kernel (ErrHung). r
+// holds what was read after success only, else what it held before.
 func (b *I2C) Tx(addr uint16, w, r []byte) error {
 	switch {
 	case addr > 0x7f:
@@ -64,7 +66,7 @@ func (b *I2C) Tx(addr uint16, w, r []byte) error {
 	}
 	err := b.worker.tx(addr, w, r)
 	if b.suspect.stuck(addr, err) {
-		return fmt.Errorf("the bus is stuck, no address answers (is SDA or SCL held low? pull the chips off one by one, or switch the power off and on): %w", err)
+		return fmt.Errorf("bus stuck (SDA low?): nothing on it answers: pull the chips off one by one, look at the pull-up resistors, or switch the power off and on: %w", err)
 	}
 	return err
 }
@@ -76,21 +78,23 @@ type suspect struct {
 	addrs map[uint16]bool // that failed in a row
 }
 
-// Transactions in a row, and different addresses among them, that fail before
-// the bus is called stuck. One chip that is not there is no stuck bus, though on
-// some adapters it times out too.
+// Faults in a row, or different addresses among them, that make the bus be
+// called stuck. On a bus with one chip there are no other addresses to go by.
 const (
-	stuckFails = 6
-	stuckAddrs = 2
+	stuckFails = 8
+	stuckAddrs = 3
 )
 
 // stuck takes the outcome of a transaction. An answer, or an address that nobody
-// acknowledges, shows a bus that works.
+// acknowledges, shows a bus that works; what else there is shows nothing.
 func (s *suspect) stuck(addr uint16, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !errors.Is(err, syscall.ETIMEDOUT) && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EBUSY) {
+	switch {
+	case err == nil || NoAck(err):
 		s.fails, s.addrs = 0, nil
+		return false
+	case !Fault(err):
 		return false
 	}
 	if s.addrs == nil {
@@ -98,7 +102,21 @@ func (s *suspect) stuck(addr uint16, err error) bool {
 	}
 	s.addrs[addr] = true
 	s.fails++
-	return s.fails >= stuckFails && len(s.addrs) >= stuckAddrs
+	return s.fails >= stuckFails || len(s.addrs) >= stuckAddrs
+}
+
+// eremoteio is Linux's number, which package syscall has on Linux only.
+const eremoteio = syscall.Errno(121)
+
+// NoAck reports that nobody acknowledged the address, on a bus that works: no
+// chip is there, or the chip is busy.
+func NoAck(err error) bool { return errors.Is(err, eremoteio) || errors.Is(err, syscall.ENXIO) }
+
+// Fault reports that the bus failed, by a time-out or a lost arbitration: a wire
+// is held low, or a chip holds the clock. To a few adapters an address without
+// a chip looks the same.
+func Fault(err error) bool {
+	return errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EBUSY)
 }
 
 // Owner is the kernel driver that is bound to an address of this bus, empty if
@@ -134,46 +152,69 @@ func busNumber(name string) (int, error) {
 	return strconv.Atoi(m[1])
 }
 
-// explainI2C says what to do about a bus that cannot be opened.
-func explainI2C(dev, name string, err error) error {
+// explainI2C says what to do about a bus that cannot be opened. dev is /dev, sys
+// /sys/bus/i2c/devices.
+func explainI2C(dev, sys, name string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: %w: let this user use it with `sudo usermod -aG i2c $USER`, and log in again", name, err)
 	case errors.Is(err, fs.ErrNotExist):
-		there, _ := filepath.Glob(filepath.Join(dev, "i2c-*"))
-		if len(there) == 0 {
-			return fmt.Errorf("%s: there is no I2C bus here: on a Raspberry Pi switch it on with `sudo raspi-config nonint do_i2c 0`, elsewhere load it with `sudo modprobe i2c-dev`", name)
+		if _, missing := os.Stat(filepath.Join(sys, name)); missing == nil {
+			return fmt.Errorf("%s: there is no device file for this bus: make it with `sudo modprobe i2c-dev`: %w", name, err)
 		}
+		there, _ := filepath.Glob(filepath.Join(dev, "i2c-*"))
 		for i, d := range there {
 			there[i] = filepath.Base(d)
 		}
 		slices.Sort(there)
-		return fmt.Errorf("%s: there is no such bus: here are %s", name, strings.Join(there, ", "))
+		return fmt.Errorf("%s: there is no such bus (here: %s): on a Raspberry Pi switch I2C on with `sudo raspi-config nonint do_i2c 0`: %w", name, cmp.Or(strings.Join(there, ", "), "none"), err)
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
 
+// registered are the buses that i2creg has from us. It is as global as i2creg.
+var registered struct {
+	sync.Mutex
+	names map[string]bool
+}
+
 // Register lets periph's i2creg.Open give our buses, one for each /dev/i2c-N
-// there is now, to other programs on the same machine that use periph.
+// there is now, to other code in this program that uses periph. Each Open is a
+// bus of its own, to be closed by who opened it. Done again it adds the buses
+// that have come since. It is an error if another driver has registered one
+// already (periph's sysfs-i2c: then host.Init was called).
 func Register() error {
 	devs, err := filepath.Glob("/dev/i2c-*")
 	if err != nil {
 		return err
 	}
-	return register(devs)
+	return register(devs, openI2C)
 }
 
-func register(devs []string) error {
+func register(devs []string, open func(number int) (*I2C, error)) error {
+	registered.Lock()
+	defer registered.Unlock()
 	var errs []error
 	for _, dev := range devs {
 		n, err := busNumber(dev)
+		if err != nil || registered.names[dev] {
+			continue // /dev/i2c-something else, or done before
+		}
+		err = i2creg.Register(dev, []string{fmt.Sprintf("I2C%d", n)}, n, func() (i2c.BusCloser, error) {
+			b, err := open(n)
+			if err != nil {
+				return nil, err // not b: a nil *I2C in it would be a non-nil bus
+			}
+			return b, nil
+		})
 		if err != nil {
-			continue // /dev/i2c-something else
+			errs = append(errs, fmt.Errorf("i2c-%d: register: %w", n, err))
+			continue
 		}
-		open := func() (i2c.BusCloser, error) { return openI2C(n) }
-		if err := i2creg.Register(dev, []string{fmt.Sprintf("I2C%d", n)}, n, open); err != nil {
-			errs = append(errs, fmt.Errorf("register i2c-%d: %w", n, err))
+		if registered.names == nil {
+			registered.names = map[string]bool{}
 		}
+		registered.names[dev] = true
 	}
 	return errors.Join(errs...)
 }

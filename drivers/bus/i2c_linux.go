@@ -39,17 +39,19 @@ type device struct {
 	rdwr i2cRdwrData
 }
 
+const sysI2C = "/sys/bus/i2c/devices"
+
 func openI2C(number int) (*I2C, error) {
 	name := fmt.Sprintf("i2c-%d", number)
 	f, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
 	if err != nil {
-		return nil, explainI2C("/dev", name, err)
+		return nil, explainI2C("/dev", sysI2C, name, err)
 	}
 	// Not all adapters have these: then the kernel's defaults (1 s, 0 or 1) hold.
 	_ = unix.IoctlSetInt(int(f.Fd()), i2cTimeout, int(i2cDeadline/2/(10*time.Millisecond)))
 	_ = unix.IoctlSetInt(int(f.Fd()), i2cRetries, 0)
 	d := &device{file: f}
-	return newI2C(number, "/sys/bus/i2c/devices", i2cDeadline, d.tx, func() { f.Close() }), nil
+	return newI2C(number, sysI2C, i2cDeadline, d.tx, func() { f.Close() }), nil
 }
 
 func (d *device) tx(addr uint16, w, r []byte) error {
@@ -63,8 +65,9 @@ func (d *device) tx(addr uint16, w, r []byte) error {
 		n++
 	}
 	d.rdwr = i2cRdwrData{msgs: unsafe.Pointer(&d.msgs), n: n}
+	fd := d.file.Fd()
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, d.file.Fd(), i2cRdwr, uintptr(unsafe.Pointer(&d.rdwr)))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, i2cRdwr, uintptr(unsafe.Pointer(&d.rdwr)))
 		runtime.KeepAlive(w)
 		runtime.KeepAlive(r)
 		runtime.KeepAlive(d)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"periph.io/x/conn/v3/gpio"
+	"periph.io/x/conn/v3/i2c"
 	"periph.io/x/conn/v3/i2c/i2creg"
 )
 
@@ -44,7 +46,7 @@ func TestTxIsExclusive(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 16 {
 		wg.Go(func() {
-			for i := range 500 {
+			for i := range 1000 {
 				var r [3]byte
 				if err := b.Tx(uint16(g), []byte{byte(i)}, r[:]); err != nil {
 					t.Error(err)
@@ -62,10 +64,13 @@ func TestTxIsExclusive(t *testing.T) {
 func TestTxHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
-		b := newI2C(1, t.TempDir(), i2cDeadline, func(_ uint16, _, r []byte) error {
+		b := newI2C(1, t.TempDir(), i2cDeadline, func(_ uint16, w, r []byte) error {
 			calls++
 			if calls == 2 {
 				time.Sleep(30 * time.Second)
+				if w[0] != 0x33 {
+					t.Error("a transaction that was given up reads its caller's buffer")
+				}
 			}
 			for i := range r {
 				r[i] = 0xaa
@@ -79,9 +84,11 @@ func TestTxHangs(t *testing.T) {
 		}
 		r[0] = 0
 		begun := time.Now()
-		if err := b.Tx(2, nil, r[:]); !errors.Is(err, ErrHung) || time.Since(begun) != i2cDeadline {
+		w := []byte{0x33}
+		if err := b.Tx(2, w, r[:]); !errors.Is(err, ErrHung) || time.Since(begun) != i2cDeadline {
 			t.Errorf("%v after %v", err, time.Since(begun))
 		}
+		w[0] = 0
 		begun = time.Now()
 		for range 100 { // refused at once, and none of them reaches the kernel
 			if err := b.Tx(3, nil, r[:]); !errors.Is(err, ErrHung) || time.Since(begun) > 0 {
@@ -99,6 +106,62 @@ func TestTxHangs(t *testing.T) {
 	})
 }
 
+// A failed transaction, of which the kernel may have read a part, leaves its
+// caller's buffer as it was.
+func TestTxFailsCleanly(t *testing.T) {
+	b := fakeI2C(t, func(_ uint16, _, r []byte) error { r[0] = 0xaa; return syscall.EIO })
+	r := []byte{0x55}
+	if err := b.Tx(1, nil, r); !errors.Is(err, syscall.EIO) || r[0] != 0x55 {
+		t.Errorf("%v, % x", err, r)
+	}
+}
+
+// Nobody waits for ever behind others that are slow but do not hang, and their
+// transactions are not called hung for the time others took.
+func TestTxTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		b := fakeI2C(t, func(uint16, []byte, []byte) error { calls++; time.Sleep(1900 * time.Millisecond); return nil })
+		var wg sync.WaitGroup
+		var got [4]error
+		for i := range got {
+			time.Sleep(time.Millisecond)
+			wg.Go(func() { got[i] = b.Tx(1, []byte{0}, nil) })
+		}
+		wg.Wait()
+		if got[0] != nil || got[1] != nil || calls != 2 {
+			t.Errorf("%v, %d calls", got, calls)
+		}
+		for _, err := range got[2:] {
+			if err == nil || errors.Is(err, ErrHung) || !strings.Contains(err.Error(), "no turn in 2s") {
+				t.Errorf("%v", err)
+			}
+		}
+		b.Close() // here, as the cleanup is outside of the bubble
+		<-b.worker.done
+	})
+}
+
+// A transaction that ends at its very deadline is either: the bus is free again.
+func TestTxEndsAtDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		took := i2cDeadline
+		b := newI2C(1, "", i2cDeadline, func(uint16, []byte, []byte) error { time.Sleep(took); return nil }, func() {})
+		defer func() { b.Close(); <-b.worker.done }()
+		for range 100 {
+			took = i2cDeadline
+			if err := b.Tx(1, []byte{0}, nil); err != nil && !errors.Is(err, ErrHung) {
+				t.Error(err)
+			}
+			synctest.Wait()
+			took = 0
+			if err := b.Tx(1, []byte{0}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // Those who wait behind a transaction that hangs are let go with it, and a bus
 // that hangs can be closed.
 func TestTxQueueBehindHang(t *testing.T) {
@@ -107,13 +170,14 @@ func TestTxQueueBehindHang(t *testing.T) {
 		released := false
 		b := newI2C(1, "", i2cDeadline, func(uint16, []byte, []byte) error { <-release; return nil }, func() { released = true })
 		var wg sync.WaitGroup
+		begun := time.Now()
 		for range 5 {
 			wg.Go(func() {
-				begun := time.Now()
 				if err := b.Tx(1, []byte{0}, nil); !errors.Is(err, ErrHung) || time.Since(begun) != i2cDeadline {
 					t.Errorf("%v after %v", err, time.Since(begun))
 				}
 			})
+			time.Sleep(time.Millisecond)
 		}
 		wg.Wait()
 		b.Close()
@@ -162,25 +226,51 @@ func TestStuck(t *testing.T) {
 		}
 		return err != nil && strings.Contains(err.Error(), "SDA")
 	}
-	answer = syscall.ETIMEDOUT
-	for range 50 {
-		if stuck(0x20) {
-			t.Fatal("one silent chip is no stuck bus")
+	for _, works := range []error{nil, eremoteio, syscall.ENXIO} { // a refused address shows a bus that works
+		for _, fault := range []error{syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EBUSY} {
+			answer = fault
+			if stuck(0x20) || stuck(0x21) || stuck(0x20) {
+				t.Errorf("two silent chips are no stuck bus (%v)", fault)
+			}
+			answer = syscall.EIO // shows nothing
+			if stuck(0x23) {
+				t.Error("stuck with EIO")
+			}
+			answer = fault
+			if !stuck(0x22) || !stuck(0x20) {
+				t.Errorf("no address answers any more, and nobody says so (%v)", fault)
+			}
+			answer = works
+			if stuck(0x22) {
+				t.Errorf("stuck with %v", works)
+			}
+			answer = fault
+			for range stuckFails - 1 {
+				if stuck(0x20) {
+					t.Errorf("still stuck after %v", works)
+				}
+			}
+			if !stuck(0x20) {
+				t.Error("the only chip does not answer any more, and nobody says so")
+			}
+			answer = works
+			stuck(0x20)
 		}
 	}
-	for range stuckFails {
-		stuck(0x21)
-	}
-	if !stuck(0x20) {
-		t.Error("nothing answers any more, and nobody says so")
-	}
-	answer = syscall.ENXIO // an address that is refused shows a bus that works
-	if stuck(0x22) {
-		t.Error("stuck with ENXIO")
-	}
-	answer = syscall.ETIMEDOUT
-	if stuck(0x21) {
-		t.Error("still stuck after it has worked")
+}
+
+func TestClassify(t *testing.T) {
+	for err, want := range map[error][2]bool{
+		nil: {}, syscall.EIO: {}, errClosed: {}, ErrHung: {},
+		eremoteio: {true, false}, syscall.ENXIO: {true, false},
+		syscall.ETIMEDOUT: {false, true}, syscall.EAGAIN: {false, true}, syscall.EBUSY: {false, true},
+	} {
+		if err != nil {
+			err = fmt.Errorf("sht4x{i2c-1(44)}: %w", err)
+		}
+		if got := [2]bool{NoAck(err), Fault(err)}; got != want {
+			t.Errorf("%v: no acknowledge, fault: %v", err, got)
+		}
 	}
 }
 
@@ -200,24 +290,31 @@ func TestOwner(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	dev := t.TempDir()
 	for _, c := range []struct {
-		err   error
-		there []string
-		want  string
+		err      error
+		dev, sys []string
+		want     []string
 	}{
-		{fs.ErrPermission, nil, "usermod -aG i2c"},
-		{fs.ErrNotExist, nil, "raspi-config nonint do_i2c 0"},
-		{fs.ErrNotExist, []string{"i2c-20", "i2c-1"}, "here are i2c-1, i2c-20"},
-		{syscall.EIO, nil, "i2c-7: input/output error"},
+		{fs.ErrPermission, nil, nil, []string{"`sudo usermod -aG i2c $USER`"}},
+		{fs.ErrNotExist, nil, nil, []string{"there is no such bus (here: none)", "`sudo raspi-config nonint do_i2c 0`"}},
+		// A Pi with I2C switched off has the buses of its HDMI sockets.
+		{fs.ErrNotExist, []string{"i2c-21", "i2c-20"}, []string{"i2c-21", "i2c-20"}, []string{"(here: i2c-20, i2c-21)", "`sudo raspi-config nonint do_i2c 0`"}},
+		{fs.ErrNotExist, nil, []string{"i2c-7", "7-0068"}, []string{"`sudo modprobe i2c-dev`"}},
+		{syscall.EIO, nil, nil, []string{"i2c-7: input/output error"}},
 	} {
-		for _, f := range c.there {
-			if err := os.WriteFile(filepath.Join(dev, f), nil, 0o600); err != nil {
-				t.Fatal(err)
+		dev, sys := t.TempDir(), t.TempDir()
+		for dir, files := range map[string][]string{dev: c.dev, sys: c.sys} {
+			for _, f := range files {
+				if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-		if err := explainI2C(dev, "i2c-7", c.err); !strings.Contains(err.Error(), c.want) || !errors.Is(err, c.err) && len(c.there) == 0 && c.err != fs.ErrNotExist {
-			t.Errorf("%v: %q is not in it", err, c.want)
+		err := explainI2C(dev, sys, "i2c-7", c.err)
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) || !errors.Is(err, c.err) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%v: want %q", err, want)
+			}
 		}
 	}
 }
@@ -236,18 +333,51 @@ func TestBusNumber(t *testing.T) {
 }
 
 func TestRegister(t *testing.T) {
-	if err := register([]string{"/dev/i2c-61", "/dev/i2c-unnumbered"}); err != nil {
-		t.Fatal(err)
+	var opened []*I2C
+	open := func(number int) (*I2C, error) {
+		if number == 62 {
+			return nil, syscall.EIO
+		}
+		b := newI2C(number, "", time.Second, func(_ uint16, _, r []byte) error { r[0] = 0xaa; return nil }, func() {})
+		opened = append(opened, b)
+		return b, nil
 	}
-	defer i2creg.Unregister("/dev/i2c-61")
-	for _, name := range []string{"/dev/i2c-61", "I2C61", "61"} {
-		_, err := i2creg.Open(name) // there is no such device: the words are ours
-		if err == nil || !strings.HasPrefix(err.Error(), "i2c-61: there is no") {
-			t.Errorf("%s: %v", name, err)
+	devs := []string{"/dev/i2c-61", "/dev/i2c-unnumbered"}
+	for range 2 {
+		if err := register(devs, open); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := register([]string{"/dev/i2c-61"}); err == nil {
-		t.Error("registered twice, and nobody was told")
+	if err := register(append(devs, "/dev/i2c-62"), open); err != nil { // one has come
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/dev/i2c-61", "I2C61", "61"} {
+		b, err := i2creg.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := []byte{0}
+		if err := b.Tx(1, nil, r); err != nil || r[0] != 0xaa || b != opened[len(opened)-1] {
+			t.Errorf("%s: not ours: %v, %v", name, b, err)
+		}
+		b.Close()
+		<-b.(*I2C).worker.done
+	}
+	if b, err := i2creg.Open("62"); !errors.Is(err, syscall.EIO) || b != nil {
+		t.Errorf("%v, %v", b, err)
+	}
+
+	if err := i2creg.Register("/dev/i2c-63", []string{"I2C63"}, 63, func() (i2c.BusCloser, error) { return nil, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := register([]string{"/dev/i2c-63"}, open); err == nil || !strings.HasPrefix(err.Error(), "i2c-63: register: ") {
+		t.Errorf("another driver has it: %v", err)
+	}
+	for _, name := range []string{"/dev/i2c-61", "/dev/i2c-62", "/dev/i2c-63"} {
+		if err := i2creg.Unregister(name); err != nil {
+			t.Error(err)
+		}
+		delete(registered.names, name)
 	}
 }
 
@@ -264,26 +394,36 @@ func TestHostWithout(t *testing.T) {
 	if _, err := h.Pin("GPIO987"); err == nil || !strings.Contains(err.Error(), "GPIO987") {
 		t.Errorf("%v", err)
 	}
-	if _, err := h.Counter("GPIO987", CounterOpts{}); err == nil || !strings.Contains(err.Error(), "GPIO987") {
+	if _, err := h.Counter("GPIO987", CounterOpts{Edge: gpio.RisingEdge}); err == nil || !strings.Contains(err.Error(), "GPIO987") {
 		t.Errorf("%v", err)
 	}
 }
 
-// What is closed is opened anew, and one bus is shared.
+// One bus is shared; one that somebody has closed is opened anew.
 func TestHostShares(t *testing.T) {
-	h := &Host{buses: map[int]*I2C{4: newI2C(4, "", time.Second, nil, func() {})}}
-	a, err := h.I2C("i2c-4")
+	h := &Host{buses: map[int]*I2C{987: newI2C(987, "", time.Second, nil, func() {})}}
+	a, err := h.I2C("i2c-987")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := h.I2C("/dev/i2c-4"); b != a {
+	if b, _ := h.I2C("/dev/i2c-987"); b != a {
 		t.Error("two of one bus")
 	}
-	if fmt.Sprint(a) != "i2c-4" {
+	if fmt.Sprint(a) != "i2c-987" {
 		t.Errorf("%v", a)
 	}
-	if err := h.Close(); err != nil {
+	if err := a.Close(); err != nil {
 		t.Error(err)
 	}
 	<-a.(*I2C).worker.done
+	if _, err := h.I2C("i2c-987"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a closed bus is handed out: %v", err)
+	}
+
+	b := newI2C(4, "", time.Second, nil, func() {})
+	h = &Host{buses: map[int]*I2C{4: b}}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	<-b.worker.done
 }

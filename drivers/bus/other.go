@@ -2,11 +2,7 @@
 
 package bus
 
-import (
-	"errors"
-
-	"periph.io/x/conn/v3/gpio"
-)
+import "errors"
 
 var errLinux = errors.New("sensors can be attached on Linux only")
 
@@ -14,4 +10,11 @@ func openI2C(int) (*I2C, error) { return nil, errLinux }
 
 func openCounter(string, CounterOpts) (Counter, error) { return nil, errLinux }
 
-func (*Host) openPin(string) (gpio.PinIn, error) { return nil, errLinux }
+func findLine(string) (line, error) { return line{}, errLinux }
+
+func openPin(string, line) (*pin, error) { return nil, errLinux }
+
+func lineUser(line) string { return "another program uses the line" }
+
+// PrepareGPIO has nothing to do.
+func PrepareGPIO() {}

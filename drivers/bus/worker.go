@@ -16,12 +16,13 @@ var errClosed = errors.New("bus closed")
 // worker is the one goroutine that talks to a bus. The deadline is kept outside
 // of the call, which nothing can interrupt: a caller leaves at its deadline, the
 // worker stays until the kernel lets go. Meanwhile every other caller is refused
-// at once; then the worker goes on by itself.
+// at once; then the worker goes on by itself. Who waits for a turn behind slow
+// transactions leaves at the deadline too.
 //
 // It and run's tasks are the only ones of the program that say go; Close ends it.
 type worker struct {
 	do       func(addr uint16, w, r []byte) error
-	deadline time.Duration // of one transaction, from its begin
+	deadline time.Duration // of waiting for a turn, and again of the transaction
 	jobs     chan *job
 	closing  chan struct{}
 	closed   sync.Once
@@ -65,19 +66,22 @@ func startWorker(deadline time.Duration, do func(addr uint16, w, r []byte) error
 	return w
 }
 
-// tx does one transaction. r is written to by this goroutine only, after success.
+// tx does one transaction. in is written to by this goroutine only, and only
+// after success.
 func (w *worker) tx(addr uint16, out, in []byte) error {
 	j := &job{addr: addr, w: append([]byte(nil), out...), r: make([]byte, len(in)), result: make(chan error, 1)}
 	w.mu.Lock()
 	hung := w.hung
 	w.mu.Unlock()
-	select {
-	case <-w.closing:
+	if w.isClosed() {
 		return errClosed
-	default:
 	}
+	t := time.NewTimer(w.deadline)
+	defer t.Stop()
 	select {
 	case w.jobs <- j:
+	case <-t.C:
+		return fmt.Errorf("bus busy: no turn in %v", w.deadline)
 	case <-hung:
 		w.mu.Lock()
 		since := w.since
@@ -87,20 +91,20 @@ func (w *worker) tx(addr uint16, out, in []byte) error {
 		return errClosed
 	}
 	begun := time.Now()
-	t := time.NewTimer(w.deadline)
-	defer t.Stop()
+	t.Reset(w.deadline)
+	var err error
 	select {
-	case err := <-j.result:
-		copy(in, j.r)
-		return err
+	case err = <-j.result:
 	case <-t.C:
 		if w.hang(j, begun) {
 			return fmt.Errorf("%w: no answer in %v", ErrHung, w.deadline)
 		}
-		err := <-j.result // it has ended just now
-		copy(in, j.r)
-		return err
+		err = <-j.result // it has ended just now
 	}
+	if err == nil {
+		copy(in, j.r)
+	}
+	return err
 }
 
 // hang says that a job hangs, unless it has ended meanwhile.
@@ -129,3 +133,12 @@ func (w *worker) end(j *job) {
 
 // close ends the worker, at once or when the transaction that hangs has ended.
 func (w *worker) close() { w.closed.Do(func() { close(w.closing) }) }
+
+func (w *worker) isClosed() bool {
+	select {
+	case <-w.closing:
+		return true
+	default:
+		return false
+	}
+}
