@@ -44,6 +44,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // errDamaged is a block that is not what was written.
 var errDamaged = errors.New("damaged block")
 
+// errNewer is a block that is whole, and that another version of the program has
+// written. It is kept: that version may come back.
+var errNewer = errors.New("written by another version of this program")
+
 // The compressor keeps state worth reusing, the decompressor too; one of each,
 // with a small window, is what a Pi can spare. EncodeAll and DecodeAll may run
 // concurrently.
@@ -106,7 +110,10 @@ func readHeader(key, b []byte) (blockInfo, error) {
 		return blockInfo{}, fmt.Errorf("%w: not a block", errDamaged)
 	}
 	if b[3] != blockFormat {
-		return blockInfo{}, fmt.Errorf("a block of format %d: this program reads format %d", b[3], blockFormat)
+		if blockCRC(b) == binary.LittleEndian.Uint32(b[crcAt:]) {
+			return blockInfo{}, fmt.Errorf("%w: a block of format %d, this one reads %d", errNewer, b[3], blockFormat)
+		}
+		return blockInfo{}, fmt.Errorf("%w: unknown format", errDamaged)
 	}
 	i := blockInfo{binary.LittleEndian.Uint64(b[8:]), int(binary.LittleEndian.Uint32(b[16:]) & 0x7fffffff), len(b)}
 	if i.first != binary.BigEndian.Uint64(key) || i.count < 1 || i.count > maxBlock || i.first+maxBlock < i.first {
@@ -142,8 +149,8 @@ func unpackBlock[R any](codec Codec[R], key, b []byte) (blockInfo, []R, error) {
 		return i, nil, fmt.Errorf("%w: wrong length", errDamaged)
 	}
 	rs, err := codec.Decode(body, i.count)
-	if err != nil {
-		return i, nil, fmt.Errorf("%w: %w", errDamaged, err)
+	if err != nil { // what the checksum has passed is what was written
+		return i, nil, fmt.Errorf("%w: %w", errNewer, err)
 	}
 	if len(rs) != i.count {
 		return i, nil, fmt.Errorf("%w: %d records instead of %d", errDamaged, len(rs), i.count)

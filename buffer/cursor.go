@@ -92,6 +92,9 @@ func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 		records, err := c.load(s, info)
 		if err != nil {
 			if !errors.Is(err, errDamaged) {
+				if len(rs) > 0 {
+					return rs, end, nil // these first
+				}
 				return rs, end, fmt.Errorf("log %s: %w", l.dir, err)
 			}
 			l.lost(info, end)

@@ -12,10 +12,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 )
 
@@ -584,6 +586,75 @@ func TestDiskFails(t *testing.T) {
 		t.Errorf("told %v: want once that it fails, once that it does not", told)
 	}
 	check(t, drain(t, c, 1000), append(numbers(0, 100), "one more"))
+}
+
+// newWords is a later version of words, which words cannot read.
+type newWords struct{ words }
+
+func (newWords) Append(dst []byte, rs []string) ([]byte, error) {
+	dst, err := words{}.Append(dst, rs)
+	return append(dst, "more"...), err
+}
+
+// What another version of the program has written is kept, not taken for damage:
+// of its codec the uplink waits, of its blocks the file is set aside whole.
+func TestAnotherVersion(t *testing.T) {
+	dir := t.TempDir()
+	l, err := Open(dir, newWords{}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Put(numbers(0, 10)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, c := open(t, dir, Options{})
+	for range 3 {
+		rs, end, err := c.Peek(100)
+		if len(rs) != 0 || !errors.Is(err, errNewer) {
+			t.Errorf("%v, %v", rs, err)
+		}
+		c.Ack(end)
+	}
+	if s := old.Stats(); s.Depth != 10 || s.Dropped["damaged"] != 0 {
+		t.Errorf("%+v", s)
+	}
+	// A block of a later format, whole.
+	if err := old.segments[0].update(func(tx *bolt.Tx) error {
+		b, err := packBlock(words{}, 11, numbers(10, 20))
+		if err != nil {
+			return err
+		}
+		b[3] = blockFormat + 1
+		binary.LittleEndian.PutUint32(b[crcAt:], blockCRC(b))
+		return tx.Bucket(bucketBlocks).Put(seqKey(11), b)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, _ = open(t, dir, Options{})
+	defer old.Close()
+	if s := old.Stats(); len(s.SetAside) != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Trouble of the system is not the file's: it stays where it is.
+func TestOpenWithoutRights(t *testing.T) {
+	for _, err := range []error{os.ErrPermission, syscall.EMFILE, syscall.EROFS, syscall.ENOSPC} {
+		if !ofTheSystem(&os.PathError{Op: "open", Path: "x", Err: err}) {
+			t.Errorf("%v is taken for damage", err)
+		}
+	}
+	for _, err := range []error{syscall.EIO, errDamaged, errors.New("invalid database")} {
+		if ofTheSystem(err) {
+			t.Errorf("%v is not taken for damage", err)
+		}
+	}
 }
 
 func FuzzUnpackBlock(f *testing.F) {

@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -100,7 +102,7 @@ func openSegment(path string) (s *segment, err error) {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use: another gateway runs on this folder; stop it (systemctl stop gateway), or give this one a folder of its own", path)
-	case errors.Is(err, os.ErrPermission):
+	case ofTheSystem(err):
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", errNotOurs, err)
@@ -117,6 +119,9 @@ func openSegment(path string) (s *segment, err error) {
 		c, bad := tx.Bucket(bucketBlocks).Cursor(), 0
 		for k, v := c.First(); k != nil; k, v = c.Next() {
 			i, err := readHeader(k, v)
+			if errors.Is(err, errNewer) {
+				return err
+			}
 			// A commit that failed and yet landed may overlap with its repetition.
 			if err != nil || i.first < s.start() || i.end() <= s.end() {
 				bad++
@@ -156,6 +161,17 @@ func guard(f func() error) (err error) {
 		}
 	}()
 	return f()
+}
+
+// ofTheSystem tells trouble of the system, which says nothing of the file: a file
+// that is whole must not be set aside for it.
+func ofTheSystem(err error) bool {
+	for _, e := range []error{fs.ErrPermission, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOSPC, syscall.EROFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // start is the sequence number of the last block's first record, 0 if there is none.

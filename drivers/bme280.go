@@ -137,7 +137,7 @@ func openBMx280(ctx context.Context, c *chip, humidity bool, o BME280) (gateway.
 	if err := sleep(ctx, 2*time.Millisecond); err != nil { // §1.1, table 1: start-up time
 		return nil, c.errorf("reset", err)
 	}
-	if err := b.await(ctx, "load calibration", bmx280Copying, 2*time.Millisecond); err != nil {
+	if err := b.await(ctx, "load calibration", bmx280Status, bmx280Copying, 0, 2*time.Millisecond); err != nil {
 		return nil, err
 	}
 	if err := b.calibrate(); err != nil {
@@ -220,23 +220,6 @@ func (b *bmx280) calibrate() error {
 	return nil
 }
 
-// await waits until a status bit is clear, looking five times.
-func (b *bmx280) await(ctx context.Context, step string, bit byte, every time.Duration) error {
-	for range 5 {
-		var status [1]byte
-		if err := b.register(step, bmx280Status, status[:]); err != nil {
-			return err
-		}
-		if status[0]&bit == 0 {
-			return nil
-		}
-		if err := sleep(ctx, every); err != nil {
-			return b.errorf(step, err)
-		}
-	}
-	return b.errorf(step, ErrNotReady)
-}
-
 // Sense measures once in forced mode, and the chip sleeps again: 19 ms with the
 // default options, 113 ms with everything averaged over 16.
 func (b *bmx280) Sense(ctx context.Context) ([]gateway.Value, error) {
@@ -253,7 +236,7 @@ func (b *bmx280) Sense(ctx context.Context) ([]gateway.Value, error) {
 	if err := sleep(ctx, b.takes); err != nil {
 		return nil, b.errorf("wait", err)
 	}
-	if err := b.await(ctx, "wait", bmx280Measuring, b.takes/4); err != nil {
+	if err := b.await(ctx, "wait", bmx280Status, bmx280Measuring, 0, b.takes/4); err != nil {
 		return nil, err
 	}
 	r := make([]byte, 6, 8)

@@ -92,7 +92,7 @@ func openDPS310(ctx context.Context, c *chip, o DPS310) (gateway.Sensor, error) 
 		}
 	}
 	// §3.6: coefficients 40 ms after power-on, sensor 12 ms.
-	if err := d.await(ctx, "start up", dps310CoefReady|dps310SensorReady, 10*time.Millisecond); err != nil {
+	if err := d.await(ctx, "start up", dps310MeasConfig, dps310CoefReady|dps310SensorReady, dps310CoefReady|dps310SensorReady, 10*time.Millisecond); err != nil {
 		return nil, err
 	}
 	if err := d.calibrate(); err != nil {
@@ -178,23 +178,6 @@ func (d *dps310) calibrate() error {
 	return nil
 }
 
-// await waits until all bits of MEAS_CFG are set, looking six times.
-func (d *dps310) await(ctx context.Context, step string, bits byte, every time.Duration) error {
-	for range 6 {
-		got, err := d.get(step, dps310MeasConfig)
-		if err != nil {
-			return err
-		}
-		if got&bits == bits {
-			return nil
-		}
-		if err := sleep(ctx, every); err != nil {
-			return d.errorf(step, err)
-		}
-	}
-	return d.errorf(step, ErrNotReady)
-}
-
 // Sense measures temperature, then pressure, once each (command mode, §4.3): 31
 // ms with the default options.
 func (d *dps310) Sense(ctx context.Context) ([]gateway.Value, error) {
@@ -237,7 +220,7 @@ func (d *dps310) measure(ctx context.Context, what string, command, ready, data 
 	if err := sleep(ctx, takes); err != nil {
 		return 0, d.errorf("wait for "+what, err)
 	}
-	if err := d.await(ctx, "wait for "+what, ready, takes/4); err != nil {
+	if err := d.await(ctx, "wait for "+what, dps310MeasConfig, ready, ready, takes/4); err != nil {
 		return 0, err
 	}
 	var r [3]byte

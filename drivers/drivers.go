@@ -281,6 +281,27 @@ func (c *chip) tx(step string, w, r []byte) error {
 // register reads len(r) bytes from a register on.
 func (c *chip) register(step string, reg byte, r []byte) error { return c.tx(step, []byte{reg}, r) }
 
+// await waits until the bits of an 8-bit register that mask names read as want.
+// It looks six times, so it waits for five times every, and ErrNotReady is after
+// that.
+func (c *chip) await(ctx context.Context, step string, reg, mask, want byte, every time.Duration) error {
+	for look := 0; ; look++ {
+		var r [1]byte
+		if err := c.register(step, reg, r[:]); err != nil {
+			return err
+		}
+		if r[0]&mask == want {
+			return nil
+		}
+		if look == 5 {
+			return c.errorf(step, ErrNotReady)
+		}
+		if err := sleep(ctx, every); err != nil {
+			return c.errorf(step, err)
+		}
+	}
+}
+
 // errorf wraps an error of this chip.
 func (c *chip) errorf(step string, err error) error { return fmt.Errorf("%s: %s: %w", c, step, err) }
 
