@@ -51,20 +51,15 @@ type column struct {
 	mode     byte
 }
 
-// Append appends the body of a block of rs to dst.
+// Append appends the body of a block of rs, which have passed Check, to dst.
 func (Codec) Append(dst []byte, rs []Reading) ([]byte, error) {
 	e := encoder{strings: map[string]int{}, shapes: map[string]int{}}
 	order := make([]int, len(rs))
 	for i, r := range rs {
-		for _, v := range r.Values {
-			if err := v.Check(); err != nil {
-				return dst, fmt.Errorf("%s: %w", r.Sensor, err)
-			}
+		var err error
+		if order[i], err = e.shapeOf(r); err != nil {
+			return dst, fmt.Errorf("%s: %w", r.Sensor, err)
 		}
-		if len(r.Values) > maxColumns {
-			return dst, fmt.Errorf("%s: %d values in one reading", r.Sensor, len(r.Values))
-		}
-		order[i] = e.shapeOf(r)
 		s := &e.list[order[i]]
 		s.readings = append(s.readings, i)
 	}
@@ -77,9 +72,6 @@ func (Codec) Append(dst []byte, rs []Reading) ([]byte, error) {
 	dst = append(dst, codecVersion)
 	dst = binary.AppendUvarint(dst, uint64(len(e.names)))
 	for _, n := range e.names {
-		if len(n) > maxString {
-			return dst, fmt.Errorf("a text of %d bytes is too long to keep", len(n))
-		}
 		dst = binary.AppendUvarint(dst, uint64(len(n)))
 		dst = append(dst, n...)
 	}
@@ -151,15 +143,23 @@ func (e *encoder) string(s string) int {
 	return i
 }
 
-func (e *encoder) shapeOf(r Reading) int {
+func (e *encoder) shapeOf(r Reading) (int, error) {
 	sensor, boot := e.string(r.Sensor), e.string(string(r.At.Boot))
 	e.key = binary.AppendUvarint(e.key[:0], uint64(sensor))
 	e.key = binary.AppendUvarint(e.key, uint64(boot))
 	e.key = append(e.key, truth(r.At.Synced))
 	for _, v := range r.Values {
 		e.key = binary.AppendUvarint(e.key, uint64(e.string(string(v.Quantity))))
-		if text, ok := v.V.(string); ok {
-			e.string(text)
+		switch x := v.V.(type) {
+		case float64:
+			e.key = append(e.key, 0)
+		case bool:
+			e.key = append(e.key, columnSwitch)
+		case string:
+			e.key = append(e.key, columnText)
+			e.string(x)
+		default:
+			return 0, fmt.Errorf("%s: a value cannot be a %T", v.Quantity, v.V)
 		}
 	}
 	i, ok := e.shapes[string(e.key)]
@@ -172,7 +172,7 @@ func (e *encoder) shapeOf(r Reading) int {
 		}
 		e.list = append(e.list, s)
 	}
-	return i
+	return i, nil
 }
 
 // mode is the fewest decimals that bring every value of a column back bit for

@@ -56,8 +56,8 @@ func sameReadings(a, b []Reading) bool {
 
 func TestCodecRefuses(t *testing.T) {
 	for _, v := range []Value{{Temperature, math.NaN()}, {Temperature, math.Inf(1)}, {Temperature, true}, {Contact, 1.0}, {"nonsense", "x"}, {Temperature, 5}} {
-		if _, err := (Codec{}).Append(nil, []Reading{{Sensor: "x", Values: []Value{v}}}); err == nil {
-			t.Errorf("packed %v", v)
+		if err := (Codec{}).Check(Reading{Sensor: "x", Values: []Value{v}}); err == nil {
+			t.Errorf("took %v", v)
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package buffer
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"time"
@@ -17,7 +19,10 @@ type Cursor[R any] struct {
 	name  string
 	ready chan struct{}
 
-	pos uint64 // of the first record not acknowledged; guarded by log.mu
+	// Guarded by log.mu.
+	pos    uint64 // of the first record not acknowledged
+	peeked uint64 // after the last record that was given out
+	epoch  int    // of the log, then
 
 	// The block last read, since a drain peeks many times into one.
 	block   blockInfo
@@ -37,7 +42,7 @@ func (l *Log[R]) Cursor(name string) (*Cursor[R], error) {
 	defer l.mu.Unlock()
 	c := l.cursors[name]
 	if c == nil {
-		c = &Cursor[R]{log: l, name: name, ready: make(chan struct{}, 1), pos: l.stored[name]}
+		c = &Cursor[R]{log: l, name: name, ready: make(chan struct{}, 1), pos: max(l.stored[name], l.floor), epoch: l.epoch}
 		l.cursors[name] = c
 	}
 	if l.depth(c.pos) > 0 {
@@ -71,7 +76,9 @@ func (c *Cursor[R]) Depth() int {
 func (c *Cursor[R]) Ack(end uint64) {
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
-	c.pos = max(c.pos, min(end, c.log.next))
+	if c.epoch == c.log.epoch { // else the number was of records that have other numbers now
+		c.pos = max(c.pos, min(end, c.log.next))
+	}
 }
 
 // Peek returns up to limit of the oldest records not acknowledged, and the
@@ -83,39 +90,59 @@ func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 	defer l.files.RUnlock()
 	l.mu.Lock()
 	end = c.pos
+	c.epoch = l.epoch
 	l.mu.Unlock()
+	rs, end, err = c.read(end, limit)
+	l.mu.Lock()
+	c.peeked = end
+	l.mu.Unlock()
+	return rs, end, err
+}
+
+// read reads up to limit records from a position on. files is held.
+func (c *Cursor[R]) read(from uint64, limit int) (rs []R, end uint64, err error) {
+	l := c.log
+	end = from
 	for len(rs) < limit {
 		info, s := l.find(end)
 		if s == nil {
 			break
 		}
-		records, err := c.load(s, info)
+		if c.block != info || c.records == nil {
+			c.records, err = l.load(s, info)
+			c.block = info
+		}
 		if err != nil {
+			c.records = nil
 			if !errors.Is(err, errDamaged) {
 				if len(rs) > 0 {
 					return rs, end, nil // these first
 				}
 				return rs, end, fmt.Errorf("log %s: %w", l.dir, err)
 			}
-			l.lost(info, end)
-			end = info.end()
+			l.mu.Lock()
+			l.count("damaged", "", info.end()-max(end, info.first))
+			s.keep = true
+			l.mu.Unlock()
+			end, err = info.cover(), nil
 			continue
 		}
-		from := int(max(end, info.first) - info.first)
-		take := min(len(records)-from, limit-len(rs))
-		rs = append(rs, records[from:from+take]...)
-		end = info.first + uint64(from+take)
+		at := int(max(end, info.first) - info.first)
+		take := min(len(c.records)-at, limit-len(rs))
+		rs = append(rs, c.records[at:at+take]...)
+		if end = info.first + uint64(at+take); end == info.end() {
+			end = info.cover()
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	first := l.next - uint64(len(l.pending))
 	// What a commit takes from memory it has put among the blocks before, and it
 	// waits with that for us: between the two nothing is missing.
-	if len(rs) < limit && len(l.pending) > 0 {
-		from := int(max(end, first) - first)
-		take := min(len(l.pending)-from, limit-len(rs))
-		rs = append(rs, l.pending[from:from+take]...)
-		end = first + uint64(from+take)
+	if first := l.recentFirst(); len(rs) < limit && end < l.next && len(l.recent) > 0 {
+		at := int(max(end, first) - first)
+		take := min(len(l.recent)-at, limit-len(rs))
+		rs = append(rs, l.recent[at:at+take]...)
+		end = first + uint64(at+take)
 	}
 	return rs, end, nil
 }
@@ -123,47 +150,25 @@ func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 // find is the first block that ends after pos. files is held.
 func (l *Log[R]) find(pos uint64) (blockInfo, *segment) {
 	for _, s := range l.segments {
-		if s.end() <= pos {
-			continue
-		}
 		i := sort.Search(len(s.blocks), func(i int) bool { return s.blocks[i].end() > pos })
-		return s.blocks[i], s
+		if i < len(s.blocks) {
+			return s.blocks[i], s
+		}
 	}
 	return blockInfo{}, nil
 }
 
-// load reads a block. files is held.
-func (c *Cursor[R]) load(s *segment, info blockInfo) ([]R, error) {
-	if c.block == info && c.records != nil {
-		return c.records, nil
-	}
-	c.records = nil
-	var rs []R
-	err := s.view(func(tx *bolt.Tx) error {
-		key := seqKey(info.first)
-		v := tx.Bucket(bucketBlocks).Get(key)
-		if v == nil {
-			return fmt.Errorf("%w: it is gone", errDamaged)
-		}
-		got, records, err := unpackBlock(c.log.codec, key, v)
-		if err == nil && got != info {
-			err = fmt.Errorf("%w: the header has changed", errDamaged)
-		}
-		rs = records
-		return err
-	})
+// load reads a block.
+func (l *Log[R]) load(s *segment, info blockInfo) ([]R, error) {
+	b, err := s.block(info)
 	if err != nil {
 		return nil, err
 	}
-	c.block, c.records = info, rs
-	return rs, nil
-}
-
-// lost counts the records of a damaged block.
-func (l *Log[R]) lost(info blockInfo, from uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stats.Dropped["damaged"] += info.end() - max(from, info.first)
+	got, rs, err := unpack(l.codec, b)
+	if err == nil && (got.first != info.first || got.count != info.count) {
+		err = fmt.Errorf("%w: the header has changed", errDamaged)
+	}
+	return rs, err
 }
 
 // Reject sets records aside that the broker will never take, with its words. It
@@ -172,7 +177,7 @@ func (c *Cursor[R]) Reject(rs []R, why string) error {
 	l := c.log
 	var made []reject
 	for _, r := range rs {
-		b, err := packBlock(l.codec, 0, []R{r})
+		b, _, err := pack(nil, l.codec, blockInfo{first: 1}, []R{r})
 		if err != nil {
 			return fmt.Errorf("log %s: set a record aside: %w", l.dir, err)
 		}
@@ -186,4 +191,69 @@ func (c *Cursor[R]) Reject(rs []R, why string) error {
 	}
 	l.stats.Rejected += uint64(len(rs))
 	return nil
+}
+
+// Rejected is a record that a broker will never take.
+type Rejected[R any] struct {
+	Uplink string
+	At     time.Time // when it was refused, by the clock of then
+	Why    string    // the broker's own words
+	Record R
+}
+
+// reject is one as it is kept.
+type reject struct {
+	Uplink string    `json:"uplink"`
+	At     time.Time `json:"at"`
+	Why    string    `json:"why"`
+	Record []byte    `json:"record"` // a block of one
+}
+
+// Rejects returns the records that were set aside and are kept, oldest first.
+// Those that this program cannot read, and those of a damaged file, are left out.
+func (l *Log[R]) Rejects() []Rejected[R] {
+	l.commitMu.Lock() // so that none is between memory and disk
+	defer l.commitMu.Unlock()
+	l.mu.Lock()
+	waiting := l.rejects
+	l.mu.Unlock()
+	return openRejects(l.codec, l.segments, l.carried, waiting, l.opt.MaxRejects)
+}
+
+// openRejects reads rejects out of segments, and those that are in none.
+func openRejects[R any](codec Codec[R], segments []*segment, carried map[uint64][]byte, waiting []reject, most int) []Rejected[R] {
+	kept := map[uint64][]byte{}
+	maps.Copy(kept, carried)
+	for _, s := range segments {
+		maps.Copy(kept, s.rejects())
+	}
+	var made []reject
+	for _, n := range slices.Sorted(maps.Keys(kept)) {
+		var r reject
+		if json.Unmarshal(kept[n], &r) == nil {
+			made = append(made, r)
+		}
+	}
+	made = append(made, waiting...)
+	var list []Rejected[R]
+	for _, r := range made[max(0, len(made)-most):] {
+		if _, rs, err := unpack(codec, r.Record); err == nil {
+			list = append(list, Rejected[R]{r.Uplink, r.At, r.Why, rs[0]})
+		}
+	}
+	return list
+}
+
+// rejects reads a segment's rejects; of a damaged one what can be read.
+func (s *segment) rejects() map[uint64][]byte {
+	found := map[uint64][]byte{}
+	_ = s.use(func(db *bolt.DB) error {
+		return db.View(func(tx *bolt.Tx) error {
+			return tx.Bucket(bucketRejects).ForEach(func(k, v []byte) error {
+				found[seqOf(k)] = slices.Clone(v)
+				return nil
+			})
+		})
+	})
+	return found
 }

@@ -8,46 +8,87 @@
 // loses at most the last window of what had not been acknowledged, and never a
 // record that came before one that is kept.
 //
-// A log is a folder of bbolt files, each a segment of the sequence. A new one is
-// begun when the last has grown to Options.SegmentSize, and a drained one is
-// deleted: that bounds the damage of a bad file and the time to open one.
+// A log is a folder of bbolt files, each a segment of the sequence. Only the last
+// is written to; a new one is begun when it has grown to Options.SegmentSize, and
+// a drained one is deleted: that bounds the damage of a bad file, the time to open
+// one, and the memory it takes. No file is trusted before it is verified (see
+// Inspect), and what is damaged is set aside and salvaged block by block.
+//
+// Where there is no disk (missing, read-only, failing), records wait in memory, up
+// to Options.MaxPending, and move to the disk when it is back.
 package buffer
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
 
-// Codec packs records into the body of a block and back. Its methods may be
-// called concurrently.
+// Codec knows the records. Its methods may be called concurrently. It may also be
+// a Namer, a Thinner and an Ager.
 type Codec[R any] interface {
+	// Check refuses a record that Append cannot pack.
+	Check(R) error
+	// Append packs records into the body of a block.
 	Append(dst []byte, rs []R) ([]byte, error)
 	// Decode returns exactly the n records that Append packed, or an error.
 	Decode(src []byte, n int) ([]R, error)
 }
 
+// Namer is a Codec that says whose a record is: drops are counted by it.
+type Namer[R any] interface{ Name(R) string }
+
+// Thinner is a Codec that chooses which of some consecutive records stay when a
+// full log keeps half: in order, and of each R itself. Only with events set may
+// it choose among records that each tell something of their own.
+type Thinner[R any] interface {
+	Thin(rs []R, events bool) []R
+}
+
+// Ager is a Codec that says how old a record is, if that is known.
+type Ager[R any] interface {
+	Age(R) (age time.Duration, known bool)
+}
+
+// Policy is what a full log does.
+type Policy string
+
+// The policies.
+const (
+	DropOldest Policy = "oldest" // forget the oldest; the default
+	ThinOldest Policy = "thin"   // halve the resolution of the oldest, again and again; needs a Thinner
+	DropNewest Policy = "newest" // refuse the new
+)
+
 // Options of a log. Zero values mean the defaults, but for Window.
 type Options struct {
 	Window      time.Duration // how long a record may wait in memory; 0: on disk before Put returns
 	MaxSize     int64         // of all files together, in bytes, never exceeded; default 256 MiB, at least 8 MiB
-	SegmentSize int64         // a file's, about; default 64 MiB, at most an eighth of MaxSize
-	MaxPending  int           // records kept in memory while the disk fails; default 50,000
+	SegmentSize int64         // of a file, about; default a sixteenth of MaxSize, at most 64 MiB and an eighth of MaxSize
+	MinFree     int64         // bytes of the disk left to others; with less the log does not grow
+	Full        Policy        // default DropOldest
+	MaxAge      time.Duration // of a record, as the Ager says; 0: any
+	MaxPending  int           // records kept in memory while there is no disk; default 50,000
 	MaxRejects  int           // the newest that are kept; default 1,000
 
+	// Verify inspects a file, in a process that may end (see Inspect). Default:
+	// Inspect in this one.
+	Verify func(path string) (*Report, error)
+
 	// Failing is told when commits begin to fail, and with nil when they succeed
-	// again; from the goroutine that commits. It must not call the log.
+	// again; from Open and from the goroutine that commits. It must not call the log.
 	Failing func(error)
+	// Damaged is told of each damaged file. It must not call the log.
+	Damaged func(Damage)
 }
 
 // Log is an open log. All methods but Close may be called concurrently.
@@ -55,62 +96,69 @@ type Log[R any] struct {
 	dir   string
 	codec Codec[R]
 	opt   Options
+	step  int64 // by which a file grows
 
-	commitMu sync.Mutex // one commit at a time
+	commitMu sync.Mutex // one commit at a time; guards what is not guarded otherwise
+	lock     *os.File   // held while the folder is ours; nil: there is no disk
+	mark     mark
+	suspect  bool // the last segment may not be what we think: a write failed
+	retry    retry
+	carried  map[uint64][]byte // rejects of segments that were drained, by running number
+	clearing *clearing[R]
+	aged     time.Time // when records were last looked at for their age
 
-	// files guards the list of segments and their being open; it is taken
-	// before mu.
+	// files guards the list of segments and what they hold; it is taken before mu.
 	files    sync.RWMutex
-	segments []*segment // in order; the last is written to
+	segments []*segment // in order; only the last may be writable
 
-	mu      sync.Mutex
-	pending []R    // not on disk, in order
-	next    uint64 // the sequence number of the next record
-	cursors map[string]*Cursor[R]
-	stored  map[string]uint64 // positions as they are on disk
-	rejects []reject          // not on disk
-	reject  uint64            // running number of the next
-	stats   Stats
-	failing error // of the last commit
-	closed  bool
+	mu       sync.Mutex
+	arrivals []arrival // of what is not on disk
+	recent   []R       // the newest records, in order: of the tail on disk, then what is not on disk
+	next     uint64    // the sequence number of the next record
+	onDisk   uint64    // before it, all is on disk or acknowledged
+	tail     blockInfo // on disk, of records in recent; count 0: none
+	packed   []byte    // the tail's block
+	floor    uint64    // before it, all was dropped
+	epoch    int       // how often the records in memory were renumbered
+	cursors  map[string]*Cursor[R]
+	stored   map[string]uint64 // positions as they are on disk
+	rejects  []reject          // not on disk
+	reject   uint64            // running number of the next
+	stats    Stats
+	failing  error // of the last commit
+	closed   bool
 }
 
-// Stats is the state of a log.
-type Stats struct {
-	Depth    int               // records that some uplink has not acknowledged
-	Size     int64             // of the files, bytes
-	Written  int64             // bytes of blocks committed since Open
-	Commits  uint64            // transactions since Open
-	Dropped  map[string]uint64 // records that no uplink will ever get, by reason: "full", "damaged"
-	Rejected uint64            // set aside since Open
-	SetAside []string          // damaged files, by their new names
-	Failing  error             // of the last commit; nil: it succeeded
-}
+// ErrVolatile wraps the error of a Put whose records were taken, but only into
+// memory, since the disk fails. They are written when it is well; a power cut
+// before that loses them.
+var ErrVolatile = errors.New("kept in memory only")
 
-// reject is a record that a broker will never take, as it is kept.
-type reject struct {
-	Uplink string    `json:"uplink"`
-	At     time.Time `json:"at"`
-	Why    string    `json:"why"`
-	Record []byte    `json:"record"` // a block of one
-}
+// ErrFull is a log that takes nothing more, by its policy.
+var ErrFull = errors.New("the log is full")
+
+// errInUse is a folder that another process has.
+var errInUse = errors.New("in use")
 
 const (
-	defaultMaxSize     = 256 << 20
-	leastMaxSize       = 8 << 20
-	defaultSegmentSize = 64 << 20
+	defaultMaxSize = 256 << 20
+	leastMaxSize   = 8 << 20
+	mostSegment    = 64 << 20
+	largeSegment   = 2 << 20 // is not opened again for writing: that would cost time and memory
 )
 
-// Open opens the log in a folder, or makes it. A file that is damaged or foreign
-// is renamed, never deleted, and the rest is used: Stats tells. The error of a
-// folder that another process uses comes within seconds.
+// Open opens the log in a folder, or makes it. No state of the folder makes it
+// fail, but for another process that uses it: that comes within two seconds. A
+// file that is damaged or foreign is set aside, never deleted, and what is whole
+// in it is salvaged; without a disk the log is in memory until there is one.
+// Stats tells both.
 func Open[R any](dir string, codec Codec[R], opt Options) (*Log[R], error) {
 	if opt.MaxSize == 0 {
 		opt.MaxSize = defaultMaxSize
 	}
 	opt.MaxSize = max(opt.MaxSize, leastMaxSize)
 	if opt.SegmentSize == 0 {
-		opt.SegmentSize = defaultSegmentSize
+		opt.SegmentSize = min(opt.MaxSize/16, mostSegment)
 	}
 	opt.SegmentSize = min(opt.SegmentSize, opt.MaxSize/8)
 	if opt.MaxPending == 0 {
@@ -119,116 +167,91 @@ func Open[R any](dir string, codec Codec[R], opt Options) (*Log[R], error) {
 	if opt.MaxRejects == 0 {
 		opt.MaxRejects = 1000
 	}
-	l := &Log[R]{dir: dir, codec: codec, opt: opt, next: 1, cursors: map[string]*Cursor[R]{}, stored: map[string]uint64{}}
-	l.stats.Dropped = map[string]uint64{}
-	if err := l.open(); err != nil {
-		for _, s := range l.segments {
-			_ = guard(s.db.Close)
-		}
-		return nil, fmt.Errorf("log %s: %w", dir, err)
+	if opt.Full == "" {
+		opt.Full = DropOldest
+	}
+	if opt.Verify == nil {
+		opt.Verify = func(path string) (*Report, error) { return Inspect(path, true) }
+	}
+	if opt.Failing == nil {
+		opt.Failing = func(error) {}
+	}
+	if opt.Damaged == nil {
+		opt.Damaged = func(Damage) {}
+	}
+	l := &Log[R]{
+		dir: dir, codec: codec, opt: opt, step: min(max(opt.SegmentSize/16, 64<<10), 1<<20) &^ (pageSize - 1),
+		next: 1, onDisk: 1, cursors: map[string]*Cursor[R]{}, stored: map[string]uint64{}, carried: map[uint64][]byte{},
+	}
+	l.stats.Dropped = map[string]map[string]uint64{}
+	err := l.attach()
+	if errors.Is(err, errInUse) {
+		return nil, err
+	}
+	if err != nil {
+		l.failing = fmt.Errorf("log %s: %w", dir, err)
+		opt.Failing(l.failing)
 	}
 	return l, nil
 }
 
-func (l *Log[R]) open() error {
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return err
-	}
-	names, err := filepath.Glob(filepath.Join(l.dir, "log-*.db*"))
-	if err != nil {
-		return err
-	}
-	slices.Sort(names) // the first sequence number, of fixed width: in order
-	for _, path := range names {
-		if strings.HasSuffix(path, ".tmp") { // a power cut while it was made: nothing is in it
-			if err := os.Remove(path); err != nil {
-				return err
-			}
-			continue
-		}
-		if !strings.HasSuffix(path, ".db") {
-			continue // set aside before
-		}
-		s, err := openSegment(path)
-		if errors.Is(err, errNotOurs) {
-			aside, err := setAside(path)
-			if err != nil {
-				return err
-			}
-			l.stats.SetAside = append(l.stats.SetAside, aside)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		l.segments = append(l.segments, s)
-		if err := l.adopt(s); err != nil {
-			return err
-		}
-	}
-	for _, p := range l.stored {
-		l.next = max(l.next, p)
-	}
-	if len(l.segments) == 0 {
-		s, err := createSegment(l.dir, l.next)
-		if err != nil {
-			return err
-		}
-		l.segments = append(l.segments, s)
-	}
-	return nil
-}
-
-// adopt takes over a segment's cursors and the end of its sequence.
-func (l *Log[R]) adopt(s *segment) error {
-	l.next = max(l.next, s.end())
-	if s.lost > 0 {
-		l.stats.Dropped["damaged"] += s.lost
-	}
-	return s.view(func(tx *bolt.Tx) error {
-		if k, _ := tx.Bucket(bucketRejects).Cursor().Last(); len(k) == 8 {
-			l.reject = max(l.reject, binary.BigEndian.Uint64(k)+1)
-		}
-		return tx.Bucket(bucketCursors).ForEach(func(k, v []byte) error {
-			if len(v) == 8 {
-				l.stored[string(k)] = max(l.stored[string(k)], binary.BigEndian.Uint64(v))
-			}
-			return nil
-		})
-	})
-}
-
 // Put takes records. With a window of 0 they are on disk when it returns nil.
-// An error means that they are not known to be kept: they cannot be packed, or
-// the disk fails and memory for waiting is used up, or with a window of 0, the
-// disk fails.
+// An error that is ErrVolatile means that they are taken, but only into memory.
+// Any other means that they are not taken: one cannot be packed, memory for
+// waiting is used up, or the log is full and its policy is DropNewest.
 func (l *Log[R]) Put(rs ...R) error {
 	// What cannot be packed is refused here, where somebody can be told: in a
 	// commit it would hold up all that came after it.
-	if _, err := l.codec.Append(nil, rs); err != nil {
-		return fmt.Errorf("log %s: %w", l.dir, err)
+	for _, r := range rs {
+		if err := l.codec.Check(r); err != nil {
+			return fmt.Errorf("log %s: %w", l.dir, err)
+		}
 	}
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
 		return fmt.Errorf("log %s: closed", l.dir)
 	}
-	if len(l.pending)+len(rs) > l.opt.MaxPending {
-		err := l.failing
+	if err := l.admit(rs); err != nil {
 		l.mu.Unlock()
-		return fmt.Errorf("log %s: %d records wait in memory and cannot be written: %w", l.dir, l.opt.MaxPending, orBusy(err))
+		return err
 	}
-	l.pending = append(l.pending, rs...)
+	l.recent = append(l.recent, rs...)
 	l.next += uint64(len(rs))
-	end := l.next
+	l.arrived()
+	end, failing := l.next, l.failing
 	for _, c := range l.cursors {
 		c.signal()
 	}
 	l.mu.Unlock()
-	if l.opt.Window > 0 {
-		return nil
+	if l.opt.Window == 0 && planted != plantedEarlyAck {
+		failing = l.commit(end)
 	}
-	return l.commit(end)
+	if failing != nil {
+		return fmt.Errorf("%w: %w", ErrVolatile, failing)
+	}
+	return nil
+}
+
+// admit makes room in memory for records, or refuses them. mu is held.
+func (l *Log[R]) admit(rs []R) error {
+	over := int(l.next-l.onDisk) + len(rs) - l.opt.MaxPending
+	full := errors.Is(l.failing, ErrFull)
+	switch {
+	case full:
+		l.drop("full", rs)
+		return l.failing
+	case over <= 0:
+		return nil
+	case l.opt.Full == DropNewest || len(rs) > l.opt.MaxPending || l.failing == nil:
+		l.drop("memory", rs)
+		return fmt.Errorf("log %s: %d records wait in memory and cannot be written: %w", l.dir, l.next-l.onDisk, orBusy(l.failing))
+	}
+	first := l.onDisk
+	from := int(first - l.recentFirst())
+	l.drop("memory", l.recent[from:from+over])
+	l.raise(first + uint64(over))
+	return nil
 }
 
 func orBusy(err error) error {
@@ -238,24 +261,84 @@ func orBusy(err error) error {
 	return err
 }
 
-// Run commits once a window, when there is something to commit, until ctx ends;
-// then once more, and returns nil. The log is kept even if that last commit
-// fails: Stats tells.
-func (l *Log[R]) Run(ctx context.Context) error {
-	t := time.NewTicker(max(l.opt.Window, 10*time.Millisecond))
-	defer t.Stop()
-	if l.opt.Window == 0 {
-		t.Reset(time.Second) // for acknowledgements and rejects
+// recentFirst is the sequence number of the first record in recent. mu is held.
+func (l *Log[R]) recentFirst() uint64 { return l.next - uint64(len(l.recent)) }
+
+// raise drops everything before floor. mu is held. What an uplink has peeked at
+// and not acknowledged by then counts as dropped, though it may yet arrive.
+func (l *Log[R]) raise(floor uint64) {
+	l.floor = max(l.floor, floor)
+	for _, c := range l.cursors {
+		c.pos = max(c.pos, l.floor)
 	}
-	for {
+	l.trim(l.floor)
+}
+
+// trim forgets the records in memory before seq, all of which are acknowledged by
+// every uplink, or dropped. mu is held.
+func (l *Log[R]) trim(seq uint64) {
+	if first := l.recentFirst(); seq > first {
+		l.recent = slices.Clone(l.recent[min(seq, l.next)-first:])
+		l.onDisk = max(l.onDisk, min(seq, l.next))
+	}
+}
+
+// Run commits what has waited for a window, until ctx ends; then once more, and
+// returns nil. The log is kept even if that last commit fails: Stats tells.
+func (l *Log[R]) Run(ctx context.Context) error {
+	window := l.opt.Window
+	if window == 0 {
+		window = time.Second // for acknowledgements and rejects
+	}
+	// It looks four times a window, and takes what would be too old at the next
+	// look: a broker has three quarters of a window to save the card a commit.
+	t := time.NewTicker(max(window/4, 5*time.Millisecond))
+	defer t.Stop()
+	for last := time.Now(); ; {
 		select {
 		case <-t.C:
+			if waited := l.waited(); waited < window*3/4 && (waited > 0 || time.Since(last) < window) {
+				continue
+			}
 			_ = l.commit(0) // kept in Stats, and tried again
+			l.tend()
+			last = time.Now()
 		case <-ctx.Done():
 			_ = l.commit(0)
 			return nil
 		}
 	}
+}
+
+// arrival is when records came: all up to end since the arrival before.
+type arrival struct {
+	end uint64
+	at  time.Time
+}
+
+// arrived notes when records came, not every time to the last bit. mu is held.
+func (l *Log[R]) arrived() {
+	now := time.Now()
+	if n := len(l.arrivals); n > 0 && now.Sub(l.arrivals[n-1].at) < l.opt.Window/16 {
+		l.arrivals[n-1].end = l.next
+		return
+	}
+	l.arrivals = append(l.arrivals, arrival{l.next, now})
+}
+
+// waited is how long the oldest record has waited that is neither on disk nor
+// acknowledged; 0: there is none.
+func (l *Log[R]) waited() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	done := max(l.onDisk, l.acknowledged())
+	for len(l.arrivals) > 0 && l.arrivals[0].end <= done {
+		l.arrivals = l.arrivals[1:]
+	}
+	if len(l.arrivals) == 0 {
+		return 0
+	}
+	return max(1, time.Since(l.arrivals[0].at))
 }
 
 // commit is the one place that writes: one transaction with the new blocks, the
@@ -264,189 +347,373 @@ func (l *Log[R]) Run(ctx context.Context) error {
 func (l *Log[R]) commit(until uint64) error {
 	l.commitMu.Lock()
 	defer l.commitMu.Unlock()
-	if until > 0 && l.onDisk() >= until {
+	l.mu.Lock()
+	was, written := l.failing, until > 0 && l.onDisk >= until
+	l.mu.Unlock()
+	if written {
 		return nil
 	}
-	err := l.write()
-	l.mu.Lock()
-	changed := (err == nil) != (l.failing == nil)
-	l.failing = err
-	l.mu.Unlock()
+	err := l.attach()
+	if err == nil {
+		err = l.write()
+	}
 	if err != nil {
 		err = fmt.Errorf("log %s: %w", l.dir, err)
 	}
-	if changed && l.opt.Failing != nil {
+	l.mu.Lock()
+	l.failing = err
+	l.mu.Unlock()
+	if (err == nil) != (was == nil) {
 		l.opt.Failing(err)
 	}
 	return err
 }
 
-// onDisk is the sequence number before which all is on disk or acknowledged.
-func (l *Log[R]) onDisk() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.next - uint64(len(l.pending))
-}
-
-// acknowledged is the sequence number before which every uplink has
-// acknowledged all. An uplink that was but is not any more (its cursor is on
+// acknowledged is the sequence number before which every uplink has acknowledged
+// all, or it was dropped. An uplink that was but is not any more (its cursor is on
 // disk, nobody has asked for it) holds nothing up. mu is held.
 func (l *Log[R]) acknowledged() uint64 {
 	if len(l.cursors) == 0 {
-		return 0
+		return l.floor
 	}
 	least := l.next
 	for _, c := range l.cursors {
 		least = min(least, c.pos)
 	}
-	return least
+	return max(least, l.floor)
 }
 
-// write is commit without its bookkeeping. commitMu is held.
+// batch is what one commit writes.
+type batch struct {
+	sealed    []blockInfo // to blocks
+	blocks    [][]byte
+	tail      blockInfo // to the tail; count 0: it is emptied
+	packed    []byte
+	fresh     bool // there are records to write: the tail is replaced
+	drained   []blockInfo
+	end       uint64
+	positions map[string]uint64
+	rejects   []reject
+	firstSeq  uint64
+}
+
+// write is commit without its bookkeeping. commitMu is held, the log attached.
 func (l *Log[R]) write() error {
 	l.mu.Lock()
 	done := l.acknowledged()
-	first := l.next - uint64(len(l.pending))
-	if done > first { // acknowledged before it was written: never written
-		l.pending = slices.Clone(l.pending[done-first:])
-		first = done
-	}
-	batch := l.pending[:len(l.pending):len(l.pending)]
-	rejects := l.rejects[:len(l.rejects):len(l.rejects)]
-	positions := map[string]uint64{}
+	l.trim(done)
+	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)], firstSeq: l.recentFirst()}
+	b.fresh = l.next > l.onDisk
+	maps.Copy(b.positions, l.stored)
 	for name, c := range l.cursors {
-		positions[name] = c.pos
+		b.positions[name] = c.pos
 	}
+	moved := l.moved()
 	l.mu.Unlock()
 
-	if err := l.forget(done); err != nil {
-		return err
+	for _, s := range l.segments[:max(0, len(l.segments)-1)] {
+		if s.end <= done {
+			l.carry(s)
+		}
 	}
-	last := l.segments[len(l.segments)-1]
-	drained := 0
-	for drained < len(last.blocks) && last.blocks[drained].end() <= done {
-		drained++
+	if len(l.carried) == 0 { // even if nothing more can be written: it makes room
+		if err := l.forget(done); err != nil {
+			return err
+		}
 	}
-	if len(batch) == 0 && len(rejects) == 0 && drained == 0 && !l.moved(positions) {
-		return nil
+	drained := l.active() != nil && l.active().drained(done) > 0
+	if b.fresh || len(b.rejects) > 0 || len(l.carried) > 0 || drained || moved {
+		if err := l.writeBatch(&b); err != nil {
+			// The failed write may have landed, in part or whole: look again before
+			// the next.
+			l.suspect = l.suspect || !ofTheSystem(err) && !errors.Is(err, ErrFull)
+			return err
+		}
 	}
-	blocks, infos, err := l.pack(first, batch)
+	return l.forget(done)
+}
+
+// active is the segment that is written to; nil: there is none yet.
+func (l *Log[R]) active() *segment {
+	if n := len(l.segments); n > 0 && l.segments[n-1].writable {
+		return l.segments[n-1]
+	}
+	return nil
+}
+
+func (l *Log[R]) writeBatch(b *batch) error {
+	s, err := l.roll()
 	if err != nil {
 		return err
 	}
-	var bytes int64
-	for _, b := range blocks {
-		bytes += int64(len(b))
-	}
-	s, err := l.room(first, bytes)
-	if err != nil {
+	var full error
+	if err := l.pack(b, s); err != nil {
 		return err
 	}
-	if s != last {
-		drained = 0 // they go with their file
+	bytes := int64(len(b.packed)) // of blocks
+	for _, block := range b.blocks {
+		bytes += int64(len(block))
 	}
-	if err := s.update(func(tx *bolt.Tx) error {
-		return l.fill(tx, s.blocks[:drained], blocks, infos, positions, rejects)
+	if b.fresh {
+		if err := l.room(s, bytes); err != nil && !errors.Is(err, ErrFull) {
+			return err
+		} else if err != nil { // what has been delivered makes room for what comes next
+			full, b.fresh, b.end = err, false, s.end
+		}
+	}
+	l.mu.Lock()
+	b.drained = s.blocks[:s.drained(l.acknowledged())]
+	l.mu.Unlock()
+	reject := l.reject
+	if err := s.use(func(db *bolt.DB) error {
+		return db.Update(func(tx *bolt.Tx) error { return l.fill(tx, b, &reject) })
 	}); err != nil {
+		l.suspect = true
 		return fmt.Errorf("write %s: %w", filepath.Base(s.path), err)
 	}
 
 	l.files.Lock()
-	s.blocks = append(slices.Clone(s.blocks[drained:]), infos...)
-	l.files.Unlock()
+	defer l.files.Unlock()
 	l.mu.Lock()
-	l.pending = slices.Clone(l.pending[len(batch):])
-	l.rejects = slices.Clone(l.rejects[len(rejects):])
-	l.stored = positions
+	defer l.mu.Unlock()
+	rest := s.blocks[len(b.drained):]
+	if b.fresh {
+		if n := len(rest); n > 0 && rest[n-1].tail {
+			rest = rest[:n-1] // lifted: it is the first of sealed
+		}
+		s.blocks = append(rest, b.sealed...)
+		s.end = b.end
+		l.tail, l.packed = b.tail, b.packed
+		from := b.end
+		if b.tail.count > 0 {
+			from = b.tail.first
+		}
+		l.recent = slices.Clone(l.recent[max(from, l.recentFirst())-l.recentFirst():])
+		l.onDisk = max(l.onDisk, b.end)
+	} else {
+		s.blocks = rest
+	}
+	l.rejects = slices.Clone(l.rejects[len(b.rejects):])
+	l.stored, l.reject = b.positions, reject
+	clear(l.carried)
 	l.stats.Written += bytes
 	l.stats.Commits++
+	l.mark.End, l.mark.Cursors = max(l.mark.End, b.end), b.positions
+	_ = l.mark.write() // the one before says less, and stays true
+	return full
+}
+
+// pack makes the blocks of a batch. Records that fill less than a page go to the
+// tail, which the next commit packs again with what has come; a tail that would
+// outgrow its page is sealed as it is.
+func (l *Log[R]) pack(b *batch, s *segment) error {
+	if !b.fresh {
+		return nil
+	}
+	l.mu.Lock()
+	first, rs := b.firstSeq, l.recent[:b.end-b.firstSeq:b.end-b.firstSeq]
+	tail, packed, onDisk, done := l.tail, l.packed, l.onDisk, l.acknowledged()
 	l.mu.Unlock()
+	gen := l.mark.Generation
+	if n := len(s.blocks); n > 0 && s.blocks[n-1].tail && s.blocks[n-1].cover() > done { // of a segment that was opened again
+		lifted, err := s.block(s.blocks[n-1])
+		if err != nil {
+			return err
+		}
+		i := s.blocks[n-1]
+		i.tail = false
+		b.sealed, b.blocks = append(b.sealed, i), append(b.blocks, lifted)
+	}
+	if tail.count > 0 {
+		if l.fits(tail, len(rs)) {
+			block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen}, rs)
+			if err != nil {
+				return err
+			}
+			if i.size <= maxTail {
+				b.tail, b.packed = i, block
+				return nil
+			}
+		}
+		b.sealed, b.blocks = append(b.sealed, tail), append(b.blocks, packed)
+		rs, first = rs[onDisk-first:], onDisk
+	}
+	for len(rs) > 0 {
+		n := min(len(rs), maxBlock)
+		block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen}, rs[:n])
+		if err != nil {
+			return err
+		}
+		rs, first = rs[n:], first+uint64(n)
+		if len(rs) == 0 && i.size <= maxTail {
+			b.tail, b.packed = i, block
+			return nil
+		}
+		b.sealed, b.blocks = append(b.sealed, i), append(b.blocks, block)
+	}
 	return nil
 }
 
+// fits guesses whether n records fit where the tail is: a wrong guess costs a
+// packing in vain, or a page not quite full.
+func (l *Log[R]) fits(tail blockInfo, n int) bool {
+	return n <= maxBlock && int(tail.size)*n/int(tail.count) < maxTail*3/2
+}
+
 // fill is the transaction.
-func (l *Log[R]) fill(tx *bolt.Tx, drained []blockInfo, blocks [][]byte, infos []blockInfo, positions map[string]uint64, rejects []reject) error {
-	b := tx.Bucket(bucketBlocks)
-	b.FillPercent = 1 // keys only ever rise
-	for _, d := range drained {
-		if err := b.Delete(seqKey(d.first)); err != nil {
+func (l *Log[R]) fill(tx *bolt.Tx, b *batch, reject *uint64) error {
+	blocks := tx.Bucket(bucketBlocks)
+	blocks.FillPercent = 1 // keys only ever rise
+	for _, d := range b.drained {
+		bucket := blocks
+		if d.tail {
+			bucket = tx.Bucket(bucketTail)
+		}
+		if err := bucket.Delete(seqKey(d.first)); err != nil {
 			return err
 		}
 	}
-	for i, block := range blocks {
-		if err := b.Put(seqKey(infos[i].first), block); err != nil {
-			return err
+	if b.fresh {
+		// All that the tail holds is in the batch, or acknowledged.
+		for k, i := range b.sealed {
+			if err := blocks.Put(seqKey(i.first), b.blocks[k]); err != nil {
+				return err
+			}
 		}
+		tail := tx.Bucket(bucketTail)
+		if k, _ := tail.Cursor().First(); k != nil {
+			if err := tail.Delete(k); err != nil {
+				return err
+			}
+		}
+		if b.tail.count > 0 {
+			if err := tail.Put(seqKey(b.tail.first), b.packed); err != nil {
+				return err
+			}
+		}
+	}
+	if err := tx.Bucket(bucketMeta).Put([]byte("end"), seqKey(b.end)); err != nil {
+		return err
 	}
 	c := tx.Bucket(bucketCursors)
-	for name, pos := range positions {
+	for name, pos := range b.positions {
 		if err := c.Put([]byte(name), seqKey(pos)); err != nil {
 			return err
 		}
 	}
-	return l.fillRejects(tx.Bucket(bucketRejects), rejects)
+	return l.fillRejects(tx.Bucket(bucketRejects), b.rejects, reject)
 }
 
 // fillRejects adds rejects and removes the oldest above the bound.
-func (l *Log[R]) fillRejects(b *bolt.Bucket, rejects []reject) error {
-	if len(rejects) == 0 {
-		return nil
+func (l *Log[R]) fillRejects(b *bolt.Bucket, rejects []reject, next *uint64) error {
+	for n, v := range l.carried {
+		if err := b.Put(seqKey(n), v); err != nil {
+			return err
+		}
 	}
-	n := l.reject
 	for _, r := range rejects {
 		v, err := json.Marshal(r)
 		if err != nil {
 			return err
 		}
-		if err := b.Put(seqKey(n), v); err != nil {
+		if err := b.Put(seqKey(*next), v); err != nil {
 			return err
 		}
-		n++
+		*next++
+	}
+	if len(rejects)+len(l.carried) == 0 {
+		return nil
 	}
 	c := b.Cursor()
-	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k)+uint64(l.opt.MaxRejects) < n; k, _ = c.First() {
+	for k, _ := c.First(); k != nil && seqOf(k)+uint64(l.opt.MaxRejects) < *next; k, _ = c.First() {
 		if err := b.Delete(k); err != nil {
 			return err
 		}
 	}
-	l.reject = n
 	return nil
 }
 
 // moved reports whether a cursor must be written: only one that stands before
-// what is on disk matters after a restart.
-func (l *Log[R]) moved(positions map[string]uint64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	end := uint64(0)
-	for _, s := range l.segments {
-		end = max(end, s.end())
+// what is on disk matters after a restart. mu is held.
+func (l *Log[R]) moved() bool {
+	if len(l.segments) == 0 {
+		return false
 	}
-	for name, pos := range positions {
-		if was := l.stored[name]; was != pos && was < end {
+	end := l.segments[len(l.segments)-1].end
+	for name, c := range l.cursors {
+		if was := l.stored[name]; was != c.pos && was < end {
 			return true
 		}
 	}
 	return false
 }
 
-// pack makes blocks of a batch.
-func (l *Log[R]) pack(first uint64, batch []R) (blocks [][]byte, infos []blockInfo, err error) {
-	for rs := range slices.Chunk(batch, maxBlock) {
-		b, err := packBlock(l.codec, first, rs)
-		if err != nil {
-			return nil, nil, err
+// roll returns the segment to write to: the last, or a new one.
+func (l *Log[R]) roll() (*segment, error) {
+	s := l.active()
+	if s != nil {
+		var used int64
+		if err := s.use(func(db *bolt.DB) error {
+			return db.View(func(tx *bolt.Tx) error {
+				used = tx.Size()
+				return nil
+			})
+		}); err != nil {
+			return nil, err
 		}
-		blocks = append(blocks, b)
-		infos = append(infos, blockInfo{first, len(rs), len(b)})
-		first += uint64(len(rs))
+		// A large one that is drained is not worth keeping either.
+		if used < l.opt.SegmentSize && (len(s.blocks) > 0 || used < largeSegment) {
+			return s, nil
+		}
 	}
-	return blocks, infos, nil
+	const emptySegment = 64 << 10
+	if err := l.makeRoom(emptySegment); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	first := l.onDisk
+	l.mu.Unlock()
+	if n := len(l.segments); n > 0 {
+		first = max(first, l.segments[n-1].end)
+	}
+	fresh, err := createSegment(l.dir, first)
+	if err != nil {
+		return nil, err
+	}
+	if s != nil {
+		l.seal(s)
+		if err := s.close(); err != nil {
+			return nil, err
+		}
+	}
+	l.files.Lock()
+	l.segments = append(l.segments, fresh)
+	l.files.Unlock()
+	return fresh, nil
 }
+
+// seal makes the tail an ordinary block of a segment that is not written to any more.
+func (l *Log[R]) seal(s *segment) {
+	l.files.Lock()
+	defer l.files.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.writable = false
+	if l.tail.count > 0 && l.tail.end() > l.acknowledged() {
+		i := l.tail
+		i.tail = true
+		s.blocks = append(s.blocks, i)
+		l.recent = slices.Clone(l.recent[max(l.onDisk, l.recentFirst())-l.recentFirst():])
+	}
+	l.tail, l.packed = blockInfo{}, nil
+}
+
+// carry takes over the rejects of a segment that is about to be deleted.
+func (l *Log[R]) carry(s *segment) { maps.Copy(l.carried, s.rejects()) }
 
 // forget deletes drained segments, all but the last.
 func (l *Log[R]) forget(done uint64) error {
-	for len(l.segments) > 1 && l.segments[0].end() <= done {
+	for len(l.segments) > 1 && l.segments[0].end <= done {
 		if err := l.removeOldest(); err != nil {
 			return err
 		}
@@ -454,82 +721,26 @@ func (l *Log[R]) forget(done uint64) error {
 	return nil
 }
 
+// removeOldest deletes the oldest segment. The mark is flushed before, or else
+// what was in the segment would be missed after a power cut.
 func (l *Log[R]) removeOldest() error {
+	l.mu.Lock()
+	for name, c := range l.cursors {
+		l.stored[name] = max(l.stored[name], c.pos)
+	}
+	l.mark.Cursors = maps.Clone(l.stored)
+	l.mu.Unlock()
+	if l.mark.file != nil {
+		_ = errors.Join(l.mark.write(), l.mark.file.Sync())
+	}
+	if l.clearing.of(l.segments[0]) {
+		l.stopClearing()
+	}
 	l.files.Lock()
 	defer l.files.Unlock()
 	s := l.segments[0]
 	l.segments = l.segments[1:]
 	return s.remove()
-}
-
-// room returns the segment to write bytes more to: the last, or a new one. It
-// drops the oldest segments so that the log stays below its size.
-func (l *Log[R]) room(first uint64, bytes int64) (*segment, error) {
-	s := l.segments[len(l.segments)-1]
-	const step = 1 << 20 // by which a file grows
-	if s.size()+bytes > l.opt.SegmentSize && len(s.blocks) > 0 {
-		fresh, err := createSegment(l.dir, max(first, s.end()))
-		if err != nil {
-			return nil, err
-		}
-		l.files.Lock()
-		l.segments = append(l.segments, fresh)
-		l.files.Unlock()
-		s = fresh
-	}
-	for len(l.segments) > 1 && l.size()+2*bytes+2*step > l.opt.MaxSize {
-		l.mu.Lock()
-		done := l.acknowledged()
-		for _, b := range l.segments[0].blocks {
-			if b.end() > done {
-				l.stats.Dropped["full"] += b.end() - max(b.first, done)
-			}
-		}
-		l.mu.Unlock()
-		if err := l.removeOldest(); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-func (l *Log[R]) size() (n int64) {
-	for _, s := range l.segments {
-		n += s.size()
-	}
-	return n
-}
-
-// Stats returns the state of the log.
-func (l *Log[R]) Stats() Stats {
-	l.files.RLock()
-	defer l.files.RUnlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.stats
-	s.Dropped = map[string]uint64{}
-	for reason, n := range l.stats.Dropped {
-		s.Dropped[reason] = n
-	}
-	s.SetAside = slices.Clone(l.stats.SetAside)
-	s.Size, s.Failing = l.size(), l.failing
-	s.Depth = l.depth(l.acknowledged())
-	return s
-}
-
-// depth is the number of records from a position on. files and mu are held.
-func (l *Log[R]) depth(pos uint64) int {
-	n := 0
-	for _, s := range l.segments {
-		if s.end() <= pos {
-			continue
-		}
-		for i := len(s.blocks) - 1; i >= 0 && s.blocks[i].end() > pos; i-- {
-			n += int(s.blocks[i].end() - max(pos, s.blocks[i].first))
-		}
-	}
-	first := l.next - uint64(len(l.pending))
-	return n + int(l.next-min(l.next, max(pos, first)))
 }
 
 // Close commits what waits and closes the files. Nothing may be called after it.
@@ -538,11 +749,7 @@ func (l *Log[R]) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	err := l.commit(0)
-	l.files.Lock()
-	defer l.files.Unlock()
-	for _, s := range l.segments {
-		err = errors.Join(err, guard(s.db.Close))
-	}
-	l.segments = nil
-	return err
+	l.commitMu.Lock()
+	defer l.commitMu.Unlock()
+	return errors.Join(err, l.detach())
 }

@@ -26,6 +26,12 @@ func TestMain(m *testing.M) {
 		child()
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "inspect" {
+		if err := InspectFor(os.Stdout, os.Args[2]); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -41,6 +47,13 @@ func (words) Append(dst []byte, rs []string) ([]byte, error) {
 		dst = append(dst, r...)
 	}
 	return dst, nil
+}
+
+func (words) Check(r string) error {
+	if r == "unpackable" {
+		return errors.New("unpackable record")
+	}
+	return nil
 }
 
 func (words) Decode(src []byte, n int) ([]string, error) {
@@ -61,6 +74,7 @@ func (words) Decode(src []byte, n int) ([]string, error) {
 
 func open(t testing.TB, dir string, opt Options) (*Log[string], *Cursor[string]) {
 	t.Helper()
+	opt.Verify = Apart(os.Args[0], "inspect")
 	l, err := Open(dir, words{}, opt)
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +229,10 @@ func TestWindow(t *testing.T) {
 		c.Ack(4) // the first three: sequence numbers begin with 1
 		time.Sleep(1100 * time.Millisecond)
 		synctest.Wait()
-		if n := l.onDisk(); n != 11 {
+		l.mu.Lock()
+		n := l.onDisk
+		l.mu.Unlock()
+		if n != 11 {
 			t.Errorf("on disk before %d, want 11", n)
 		}
 		commits := l.Stats().Commits
@@ -226,8 +243,8 @@ func TestWindow(t *testing.T) {
 		cancel()
 		<-done
 	})
-	if blocks := l.segments[0].blocks; len(blocks) != 1 || blocks[0].first != 4 {
-		t.Errorf("blocks %+v: the acknowledged part was written too", blocks)
+	if l.tail.first != 4 || l.tail.count != 7 {
+		t.Errorf("tail %+v: the acknowledged part was written too", l.tail)
 	}
 	check(t, drain(t, c, 3), numbers(3, 10))
 	if err := l.Close(); err != nil {
@@ -269,7 +286,7 @@ func TestRollAndForget(t *testing.T) {
 	if n := len(l.segments); n != 1 || l.Stats().Depth != 0 {
 		t.Errorf("drained, but %d segments, depth %d", n, l.Stats().Depth)
 	}
-	if names, _ := filepath.Glob(filepath.Join(dir, "*")); len(names) != 1 {
+	if names, _ := filepath.Glob(filepath.Join(dir, "log-*")); len(names) != 1 {
 		t.Errorf("drained, but the folder has %v", names)
 	}
 	if err := l.Close(); err != nil {
@@ -305,8 +322,8 @@ func TestFull(t *testing.T) {
 	}
 	s := l.Stats()
 	got := drain(t, c, 1000)
-	if s.Dropped["full"] == 0 || int(s.Dropped["full"])+len(got) != put || s.Depth != len(got) {
-		t.Errorf("put %d, got %d, dropped %d, depth %d", put, len(got), s.Dropped["full"], s.Depth)
+	if full := int(s.DroppedFor("full")); full == 0 || full+len(got) != put || s.Depth != len(got) {
+		t.Errorf("put %d, got %d, dropped %d, depth %d", put, len(got), full, s.Depth)
 	}
 	for i, r := range got {
 		if n := binary.BigEndian.Uint32([]byte(r)); int(n) != put-len(got)+i {
@@ -383,7 +400,7 @@ func TestSecondInstance(t *testing.T) {
 	defer l.Close()
 	begin := time.Now()
 	_, err := Open(dir, words{}, Options{})
-	if err == nil || !strings.Contains(err.Error(), "another gateway runs on this folder") {
+	if err == nil || !strings.Contains(err.Error(), "runs on this folder") {
 		t.Errorf("%v", err)
 	}
 	if d := time.Since(begin); d > 5*time.Second {
@@ -481,15 +498,15 @@ func TestDamage(t *testing.T) {
 				}
 				at += i + 1
 			}
-			if len(got) < len(good) && len(s.SetAside) == 0 && s.Dropped["damaged"] == 0 && at == len(good) {
+			if len(got) < len(good) && len(s.Damage) == 0 && s.DroppedFor("damaged") == 0 {
 				t.Errorf("%d of %d records, and nothing is said", len(got), len(good))
 			}
 			if err := l.Put("after"); err != nil {
 				t.Errorf("cannot go on: %v", err)
 			}
 			_ = l.Close() // of a damaged file bbolt may complain
-			for _, aside := range s.SetAside {
-				if _, err := os.Stat(aside); err != nil {
+			for _, d := range s.Damage {
+				if _, err := os.Stat(d.File); err != nil {
 					t.Errorf("the damaged file is gone: %v", err)
 				}
 			}
@@ -549,12 +566,18 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// With the disk failing Put says so once memory is used up, and heals with it.
+// With the disk failing Put says so, memory is bounded, and both heal with it.
 func TestDiskFails(t *testing.T) {
 	dir := t.TempDir()
 	var told []error
 	l, c := open(t, dir, Options{Window: time.Hour, MaxPending: 100, Failing: func(err error) { told = append(told, err) }})
 	defer l.Close()
+	if err := l.Put("on disk"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.commit(0); err != nil {
+		t.Fatal(err)
+	}
 	// A closed database is a disk that fails: every commit errs.
 	if err := l.segments[0].db.Close(); err != nil {
 		t.Fatal(err)
@@ -562,30 +585,28 @@ func TestDiskFails(t *testing.T) {
 	if err := l.Put(numbers(0, 100)...); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		if err := l.commit(0); err == nil {
-			t.Fatal("committed to a closed file")
-		}
+	if err := l.commit(0); err == nil {
+		t.Fatal("committed to a closed file")
 	}
 	err := l.Put("one more")
-	if err == nil || !strings.Contains(err.Error(), "database not open") || l.Stats().Failing == nil {
+	if !errors.Is(err, ErrVolatile) || !strings.Contains(err.Error(), "database not open") || l.Stats().Failing == nil {
 		t.Errorf("%v; %v", err, l.Stats().Failing)
 	}
-	s, err := openSegment(l.segments[0].path)
-	if err != nil {
+	if n := l.Stats().DroppedFor("memory"); n != 1 {
+		t.Errorf("%d dropped: the oldest in memory must make room", n)
+	}
+	l.retry.next = time.Time{}
+	if err := l.commit(0); err != nil { // it is opened again, and is well
 		t.Fatal(err)
 	}
-	l.segments[0] = s
-	if err := l.commit(0); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Put("one more"); err != nil || l.Stats().Failing != nil {
+	if err := l.Put("and one"); err != nil || l.Stats().Failing != nil {
 		t.Errorf("did not heal: %v", err)
 	}
 	if len(told) != 2 || told[0] == nil || told[1] != nil {
 		t.Errorf("told %v: want once that it fails, once that it does not", told)
 	}
-	check(t, drain(t, c, 1000), append(numbers(0, 100), "one more"))
+	got := drain(t, c, 1000)
+	check(t, got, append(numbers(1, 100), "one more", "and one"))
 }
 
 // newWords is a later version of words, which words cannot read.
@@ -618,18 +639,20 @@ func TestAnotherVersion(t *testing.T) {
 		}
 		c.Ack(end)
 	}
-	if s := old.Stats(); s.Depth != 10 || s.Dropped["damaged"] != 0 {
+	if s := old.Stats(); s.Depth != 10 || s.Lost() != 0 {
 		t.Errorf("%+v", s)
 	}
 	// A block of a later format, whole.
-	if err := old.segments[0].update(func(tx *bolt.Tx) error {
-		b, err := packBlock(words{}, 11, numbers(10, 20))
-		if err != nil {
-			return err
-		}
-		b[3] = blockFormat + 1
-		binary.LittleEndian.PutUint32(b[crcAt:], blockCRC(b))
-		return tx.Bucket(bucketBlocks).Put(seqKey(11), b)
+	if err := old.segments[0].use(func(db *bolt.DB) error {
+		return db.Update(func(tx *bolt.Tx) error {
+			b, _, err := pack(nil, words{}, blockInfo{first: 11}, numbers(10, 20))
+			if err != nil {
+				return err
+			}
+			b[3] = blockFormat + 1
+			binary.LittleEndian.PutUint32(b[crcAt:], blockCRC(b))
+			return tx.Bucket(bucketBlocks).Put(seqKey(11), b)
+		})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -638,7 +661,7 @@ func TestAnotherVersion(t *testing.T) {
 	}
 	old, _ = open(t, dir, Options{})
 	defer old.Close()
-	if s := old.Stats(); len(s.SetAside) != 1 {
+	if s := old.Stats(); len(s.Damage) != 1 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -657,16 +680,16 @@ func TestOpenWithoutRights(t *testing.T) {
 	}
 }
 
-func FuzzUnpackBlock(f *testing.F) {
-	b, err := packBlock(words{}, 7, numbers(0, 20))
+func FuzzUnpack(f *testing.F) {
+	b, _, err := pack(nil, words{}, blockInfo{first: 7, gen: 3}, numbers(0, 20))
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(seqKey(7), b)
-	f.Add(seqKey(7), b[:blockHeader])
-	f.Fuzz(func(t *testing.T, key, b []byte) {
-		info, rs, err := unpackBlock(words{}, key, b)
-		if err == nil && (len(rs) != info.count || info.count < 1) {
+	f.Add(b)
+	f.Add(b[:blockHeader])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		info, rs, err := unpack(words{}, b)
+		if err == nil && (len(rs) != int(info.count) || info.count < 1 || int(info.size) > len(b)) {
 			t.Fatalf("%+v: %d records", info, len(rs))
 		}
 	})

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -15,141 +17,325 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// The buckets of a segment.
+// The buckets of a segment. All but blocks are small, so bbolt keeps them inside
+// its root page: a commit that fills the tail writes that page, at most one more
+// and the meta page.
 var (
-	bucketMeta    = []byte("meta")    // "format": 1 byte
+	bucketMeta    = []byte("meta")    // "format", "level": 1 byte; "end": sequence number
 	bucketBlocks  = []byte("blocks")  // first sequence number, big endian → block
+	bucketTail    = []byte("tail")    // the same, at most one: the block that is still filled up
 	bucketCursors = []byte("cursors") // uplink → sequence number, big endian
 	bucketRejects = []byte("rejects") // running number, big endian → JSON
+
+	buckets = [][]byte{bucketMeta, bucketBlocks, bucketTail, bucketCursors, bucketRejects}
 )
 
-const segmentFormat = 1
+const (
+	segmentFormat = 2
+	pageSize      = 4096
+	maxTail       = pageSize - 16 - 16 - 8 // a block that fills a leaf page of its own
+)
 
-// segment is one bbolt file of the log.
+// segment is one bbolt file of the log. Only the last of a log is written to.
 type segment struct {
 	path   string
-	db     *bolt.DB
 	blocks []blockInfo // in order
-	lost   uint64      // records of blocks passed over at opening, as far as the gaps tell
+	end    uint64      // the sequence number that came next at its last commit
+	level  int         // how often it was thinned
+
+	writable bool
+	keep     bool // damage was seen: set it aside rather than delete it
+
+	mu   sync.RWMutex // guards what follows
+	db   *bolt.DB     // nil: not open
+	read int64        // bytes, since it was opened
 }
 
 func segmentName(first uint64) string { return fmt.Sprintf("log-%020d.db", first) }
 
-func boltOptions() *bolt.Options {
+func boltOptions(readOnly bool) *bolt.Options {
 	return &bolt.Options{
-		Timeout:    time.Second, // for another process to let go of the file; the default is for ever
-		NoGrowSync: false,
-		// The freelist is kept on disk (the default): without it a damaged page
-		// ends the process at Open, in a goroutine of bbolt's own.
-		FreelistType: bolt.FreelistMapType,
+		Timeout:  time.Second, // for another process to let go of the file; the default is for ever
+		ReadOnly: readOnly,
+		PageSize: pageSize,
+		// A freelist on disk would cost a page with every commit, and after a long
+		// backlog many. Without it bbolt walks the pages when it opens a file to
+		// write, where damage ends the process: so a file is verified before.
+		NoFreelistSync: true,
+		FreelistType:   bolt.FreelistMapType,
+		NoStatistics:   false, // the count of free pages is needed
 	}
 }
 
-// createSegment makes a file with its buckets. bbolt is not crash-safe while it
-// makes a file, and does not sync the folder: so it is made under another name,
-// closed, renamed, and the folder synced.
-func createSegment(dir string, first uint64) (*segment, error) {
-	path := filepath.Join(dir, segmentName(first))
-	tmp := path + ".tmp"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	db, err := bolt.Open(tmp, 0o600, boltOptions())
-	if err != nil {
-		return nil, err
-	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMeta, bucketBlocks, bucketCursors, bucketRejects} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		return tx.Bucket(bucketMeta).Put([]byte("format"), []byte{segmentFormat})
-	})
-	if err = errors.Join(err, db.Close()); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return nil, err
-	}
-	if err := syncDir(dir); err != nil {
-		return nil, err
-	}
-	return openSegment(path)
+// builder makes a segment. bbolt is not crash-safe while it makes a file, and does
+// not sync the folder: so a file is made under another name, closed, renamed, and
+// the folder synced.
+type builder struct {
+	path   string
+	db     *bolt.DB
+	blocks []blockInfo
+	end    uint64
+	level  int
 }
 
-// errNotOurs is a file that is no segment of a log, or a damaged one.
-var errNotOurs = errors.New("not a segment of the log, or damaged")
-
-// openSegment opens a file and reads the headers of its blocks. Damage of any
-// kind is errNotOurs, never a panic: bbolt panics on bad pages, and a truncated
-// file faults in its memory map.
-func openSegment(path string) (s *segment, err error) {
-	if i, err := os.Stat(path); err != nil {
+func newBuilder(dir string, first uint64) (*builder, error) {
+	b := &builder{path: filepath.Join(dir, segmentName(first))}
+	tmp := b.path + ".tmp"
+	if err := ignoreMissing(os.Remove(tmp)); err != nil {
 		return nil, err
-	} else if i.Size() < 4*4096 {
-		return nil, fmt.Errorf("%w: %d bytes", errNotOurs, i.Size()) // bbolt would make a new one of an empty file
 	}
-	err = guard(func() error {
-		db, err := bolt.Open(path, 0o600, boltOptions())
-		if err != nil {
+	err := guard(func() (err error) {
+		if b.db, err = bolt.Open(tmp, 0o600, boltOptions(false)); err != nil {
 			return err
 		}
-		db.AllocSize = 1 << 20 // the default of 16 MiB would waste the log's size
-		s = &segment{path: path, db: db}
-		return nil
-	})
-	switch {
-	case errors.Is(err, berrors.ErrTimeout):
-		return nil, fmt.Errorf("%s is in use: another gateway runs on this folder; stop it (systemctl stop gateway), or give this one a folder of its own", path)
-	case ofTheSystem(err):
-		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errNotOurs, err)
-	}
-	err = s.view(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketMeta, bucketBlocks, bucketCursors, bucketRejects} {
-			if tx.Bucket(name) == nil {
-				return fmt.Errorf("%w: no bucket %s", errNotOurs, name)
+		b.db.AllocSize = 1 << 16
+		b.db.NoSync = true // until it is whole
+		return b.db.Update(func(tx *bolt.Tx) error {
+			for _, name := range buckets {
+				if _, err := tx.CreateBucket(name); err != nil {
+					return err
+				}
 			}
-		}
-		if f := tx.Bucket(bucketMeta).Get([]byte("format")); len(f) != 1 || f[0] != segmentFormat {
-			return fmt.Errorf("%w: format %x, this program reads %d", errNotOurs, f, segmentFormat)
-		}
-		c, bad := tx.Bucket(bucketBlocks).Cursor(), 0
-		for k, v := c.First(); k != nil; k, v = c.Next() {
-			i, err := readHeader(k, v)
-			if errors.Is(err, errNewer) {
+			return tx.Bucket(bucketMeta).Put([]byte("format"), []byte{segmentFormat})
+		})
+	})
+	if err != nil {
+		b.abandon()
+		return nil, fmt.Errorf("make %s: %w", filepath.Base(tmp), err)
+	}
+	return b, nil
+}
+
+// add appends blocks.
+func (b *builder) add(infos []blockInfo, blocks [][]byte) error {
+	err := b.db.Update(func(tx *bolt.Tx) error {
+		bucket := tx.Bucket(bucketBlocks)
+		bucket.FillPercent = 1
+		for k, i := range infos {
+			if err := bucket.Put(seqKey(i.first), blocks[k]); err != nil {
 				return err
 			}
-			// A commit that failed and yet landed may overlap with its repetition.
-			if err != nil || i.first < s.start() || i.end() <= s.end() {
-				bad++
-				continue
-			}
-			if bad > 0 && len(s.blocks) > 0 && i.first > s.end() {
-				s.lost, bad = s.lost+i.first-s.end(), 0
-			}
-			s.blocks = append(s.blocks, i)
 		}
-		s.lost += uint64(bad) // at the ends: at least one record each
 		return nil
 	})
 	if err != nil {
-		_ = guard(s.db.Close)
-		return nil, fmt.Errorf("%w: %w", errNotOurs, err)
+		return err
 	}
+	b.blocks = append(b.blocks, infos...)
+	b.end = b.blocks[len(b.blocks)-1].cover()
+	return nil
+}
+
+// finish makes the segment durable, its name excepted.
+func (b *builder) finish(cursors map[string]uint64) error {
+	err := b.db.Update(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		err := errors.Join(meta.Put([]byte("end"), seqKey(b.end)), meta.Put([]byte("level"), []byte{byte(b.level)}))
+		for name, pos := range cursors {
+			err = errors.Join(err, tx.Bucket(bucketCursors).Put([]byte(name), seqKey(pos)))
+		}
+		return err
+	})
+	if err == nil {
+		err = b.db.Sync()
+	}
+	err = errors.Join(err, b.db.Close())
+	b.db = nil
+	return err
+}
+
+// place gives it its name, in place of a file that has it, and makes that durable.
+func (b *builder) place() (*segment, error) {
+	if err := os.Rename(b.path+".tmp", b.path); err != nil {
+		return nil, err
+	}
+	return &segment{path: b.path, blocks: b.blocks, end: b.end, level: b.level}, syncDir(filepath.Dir(b.path))
+}
+
+// abandon throws it away.
+func (b *builder) abandon() {
+	if b.db != nil {
+		_ = guard(b.db.Close)
+	}
+	_ = os.Remove(b.path + ".tmp")
+}
+
+// createSegment makes an empty segment to write to.
+func createSegment(dir string, first uint64) (*segment, error) {
+	b, err := newBuilder(dir, first)
+	if err != nil {
+		return nil, err
+	}
+	b.end = first
+	if err := b.finish(nil); err != nil {
+		b.abandon()
+		return nil, err
+	}
+	s, err := b.place()
+	if err != nil {
+		return nil, err
+	}
+	s.writable = true
 	return s, nil
 }
 
-// view reads under guard.
-func (s *segment) view(f func(*bolt.Tx) error) error {
-	return guard(func() error { return s.db.View(f) })
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
-// update writes under guard: bbolt rolls the transaction back when it panics.
-func (s *segment) update(f func(*bolt.Tx) error) error {
-	return guard(func() error { return s.db.Update(f) })
+// use opens the file if it is not open, and calls f.
+func (s *segment) use(f func(*bolt.DB) error) error {
+	s.mu.RLock()
+	if s.db == nil {
+		s.mu.RUnlock()
+		if err := s.open(); err != nil {
+			return err
+		}
+		s.mu.RLock()
+	}
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return fmt.Errorf("%s: closed", filepath.Base(s.path))
+	}
+	return guard(func() error { return f(s.db) })
+}
+
+func (s *segment) open() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db != nil {
+		return nil
+	}
+	err := guard(func() error {
+		db, err := bolt.Open(s.path, 0o600, boltOptions(!s.writable))
+		if err != nil {
+			return err
+		}
+		db.AllocSize = 1 << 16 // commits make room before (see grow); this is for what they underestimate
+		s.db, s.read = db, 0
+		return nil
+	})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return fmt.Errorf("%s is in use by another process", s.path)
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", filepath.Base(s.path), err)
+	}
+	return nil
+}
+
+func (s *segment) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db == nil {
+		return nil
+	}
+	db := s.db
+	s.db = nil
+	return guard(db.Close)
+}
+
+// keepMapped is how much is read of a file that is only read before it is closed
+// and opened again: what has been read stays in the process's memory until then.
+const keepMapped = 4 << 20
+
+// block returns a copy of a block, not checked.
+func (s *segment) block(i blockInfo) (b []byte, err error) {
+	err = s.use(func(db *bolt.DB) error {
+		return db.View(func(tx *bolt.Tx) error {
+			bucket := bucketBlocks
+			if i.tail {
+				bucket = bucketTail
+			}
+			v := tx.Bucket(bucket).Get(seqKey(i.first))
+			if v == nil {
+				return fmt.Errorf("%w: it is gone", errDamaged)
+			}
+			b = append(b, v...)
+			return nil
+		})
+	})
+	if s.writable {
+		return b, err
+	}
+	s.mu.Lock()
+	s.read += int64(len(b))
+	enough := s.read > keepMapped
+	s.mu.Unlock()
+	if enough {
+		err = errors.Join(err, s.close())
+	}
+	return b, err
+}
+
+// shortage is by how much the file must grow before n bytes more are written, in
+// steps. What a commit writes beyond the end of a file costs the file system a
+// journal entry each time, so a file grows by a step of zeros, ahead.
+func (s *segment) shortage(n, step int64) (int64, error) {
+	var used, free int64
+	err := s.use(func(db *bolt.DB) error {
+		st := db.Stats()
+		free = int64(st.FreePageN+st.PendingPageN) * pageSize
+		return db.View(func(tx *bolt.Tx) error {
+			used = tx.Size()
+			return nil
+		})
+	})
+	if err != nil || used+n <= s.size() || free >= 4*n {
+		return 0, err
+	}
+	return (used + n - s.size() + step - 1) / step * step, nil
+}
+
+// extend grows the file by zeros, durably.
+func (s *segment) extend(by int64) error {
+	f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, by), s.size())
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// start is the sequence number of the first block's first record, else its end.
+func (s *segment) start() uint64 {
+	if len(s.blocks) == 0 {
+		return s.end
+	}
+	return s.blocks[0].first
+}
+
+// drained is how many of its blocks lie wholly before seq.
+func (s *segment) drained(seq uint64) int {
+	n := 0
+	for n < len(s.blocks) && s.blocks[n].cover() <= seq {
+		n++
+	}
+	return n
+}
+
+func (s *segment) size() int64 {
+	i, err := os.Stat(s.path)
+	if err != nil {
+		return 0
+	}
+	return i.Size()
+}
+
+// remove closes and deletes the file, or sets it aside if damage was seen in it.
+func (s *segment) remove() error {
+	err := s.close()
+	if s.keep {
+		_, aside := setAside(s.path)
+		return errors.Join(err, aside)
+	}
+	return errors.Join(err, ignoreMissing(os.Remove(s.path)), syncDir(filepath.Dir(s.path)))
 }
 
 // guard turns panics and memory faults over a damaged file into errors.
@@ -166,7 +352,7 @@ func guard(f func() error) (err error) {
 // ofTheSystem tells trouble of the system, which says nothing of the file: a file
 // that is whole must not be set aside for it.
 func ofTheSystem(err error) bool {
-	for _, e := range []error{fs.ErrPermission, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOSPC, syscall.EROFS} {
+	for _, e := range []error{fs.ErrPermission, fs.ErrNotExist, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EAGAIN, berrors.ErrTimeout} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -174,38 +360,12 @@ func ofTheSystem(err error) bool {
 	return false
 }
 
-// start is the sequence number of the last block's first record, 0 if there is none.
-func (s *segment) start() uint64 {
-	if len(s.blocks) == 0 {
-		return 0
-	}
-	return s.blocks[len(s.blocks)-1].first
-}
-
-// end is the sequence number after the segment's last block, 0 if it has none.
-func (s *segment) end() uint64 {
-	if len(s.blocks) == 0 {
-		return 0
-	}
-	return s.blocks[len(s.blocks)-1].end()
-}
-
-func (s *segment) size() int64 {
-	i, err := os.Stat(s.path)
-	if err != nil {
-		return 0
-	}
-	return i.Size()
-}
-
-// remove closes and deletes the file.
-func (s *segment) remove() error {
-	return errors.Join(guard(s.db.Close), os.Remove(s.path), syncDir(filepath.Dir(s.path)))
-}
+// asideMark stands in the name of a file that was set aside.
+const asideMark = ".damaged-"
 
 // setAside renames a file that cannot be used; it is never deleted.
 func setAside(path string) (string, error) {
-	aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000Z")
+	aside := path + asideMark + time.Now().UTC().Format("20060102T150405.000000Z")
 	return aside, errors.Join(os.Rename(path, aside), syncDir(filepath.Dir(path)))
 }
 
@@ -216,6 +376,32 @@ func syncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// segmentFiles lists the files of a log's folder in order: its segments, and
+// those that were never finished.
+func segmentFiles(dir string) (segments, unfinished []string, err error) {
+	entries, err := os.ReadDir(dir) // sorted; the sequence numbers in the names are of fixed width
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case !strings.HasPrefix(name, "log-") || e.IsDir():
+		case strings.HasSuffix(name, ".db"):
+			segments = append(segments, filepath.Join(dir, name))
+		case strings.HasSuffix(name, ".db.tmp"):
+			unfinished = append(unfinished, filepath.Join(dir, name))
+		}
+	}
+	return segments, unfinished, nil
+}
+
+func seqOf(key []byte) uint64 {
+	if len(key) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(key)
 }
 
 func seqKey(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }

@@ -197,7 +197,11 @@ broker:
 log:                             # keeps readings while the broker is away
   # dir: /var/lib/gateway/log
   window: 1s                     # a reading acknowledged within it is never written to the card
-  # max_size: 256MiB             # then the oldest are dropped
+  # max_size: 256MiB             # never exceeded
+  # full: oldest                 # what a full log does: oldest drops the oldest readings, thin halves
+                                 # their resolution again and again, newest refuses new ones
+  # max_age: 0s                  # older readings are dropped; 0s: kept whatever their age
+  # min_free_disk: 200MiB        # of the card, that the log leaves free
 
 live:
   http:

@@ -15,6 +15,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"campus-gateway/buffer"
 	"campus-gateway/drivers"
 	"campus-gateway/ngsi"
 
@@ -65,6 +66,9 @@ type logConfig struct {
 	Dir     string        `yaml:"dir"`
 	Window  time.Duration `yaml:"window"`
 	MaxSize byteSize      `yaml:"max_size"`
+	MinFree byteSize      `yaml:"min_free_disk"`
+	MaxAge  time.Duration `yaml:"max_age"`
+	Full    string        `yaml:"full"`
 }
 
 type liveConfig struct {
@@ -118,7 +122,7 @@ func defaultConfig() config {
 	return config{
 		Gateway: gatewayConfig{ID: host, Site: "indoor"},
 		Broker:  brokerConfig{API: "ngsi-v2", ServicePath: "/", Timeout: 30 * time.Second, Auth: authConfig{Header: "bearer"}},
-		Log:     logConfig{Dir: stateDir(), Window: time.Second, MaxSize: 256 << 20},
+		Log:     logConfig{Dir: stateDir(), Window: time.Second, MaxSize: 256 << 20, MinFree: 200 << 20, Full: string(buffer.DropOldest)},
 		Live:    liveConfig{HTTP: httpConfig{Listen: "127.0.0.1:8080"}},
 	}
 }
@@ -321,6 +325,10 @@ func (d *decoder) log(root *yaml.Node, l *logConfig) {
 	if l.MaxSize < 8<<20 || l.MaxSize > 1<<30 {
 		d.addf(d.at(&l.MaxSize, root), "log.max_size", "want between 8MiB and 1GiB")
 	}
+	if l.MaxAge < 0 || l.MaxAge > 0 && l.MaxAge < time.Minute {
+		d.addf(d.at(&l.MaxAge, root), "log.max_age", "%v is less than a minute; 0s keeps readings of any age, 2160h three months", l.MaxAge)
+	}
+	d.oneOf(&l.Full, root, "log.full", string(buffer.DropOldest), string(buffer.ThinOldest), string(buffer.DropNewest))
 }
 
 func (d *decoder) live(root *yaml.Node, l *liveConfig) {

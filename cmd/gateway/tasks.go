@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 
 	"campus-gateway"
 	"campus-gateway/buffer"
@@ -110,7 +107,10 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 	if listen := c.Live.HTTP.Listen; listen != "off" {
 		plan.view = &live.Server{
 			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Log: p.log,
-			Metrics: func(w io.Writer) { writeMetrics(w, p.queue.Stats(), forwarder.Stats(), p.keep.refused.Load()) },
+			Metrics: func(w io.Writer) {
+				p.keep.writeMetrics(w)
+				writeMetrics(w, forwarder.Stats())
+			},
 		}
 		plan.sensing = append(plan.sensing, plan.view)
 	}
@@ -147,45 +147,8 @@ func newMapper(c *config) *ngsi.Mapper {
 	return ngsi.NewMapper(c.Gateway.ID, things)
 }
 
-// keeper shows a reading to the lab and puts it into the log.
-type keeper struct {
-	board   *live.Board
-	queue   *buffer.Log[gateway.Reading]
-	log     *slog.Logger
-	refused atomic.Uint64 // readings that the log did not take
-
-	mu      sync.Mutex
-	failing bool
-}
-
-// put may be called from several goroutines. That the log refuses, and takes
-// again, is logged once.
-func (k *keeper) put(r gateway.Reading) {
-	k.board.Put(r)
-	err := k.queue.Put(r)
-	if err != nil {
-		k.refused.Add(1)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	switch {
-	case err != nil && !k.failing:
-		k.log.Error("readings are not kept: they are shown, but lost to the broker", "why", err)
-	case err == nil && k.failing:
-		k.log.Info("readings are kept again", "lost", k.refused.Load())
-	}
-	k.failing = err != nil
-}
-
-// writeMetrics writes the log's and the uplink's metrics.
-func writeMetrics(w io.Writer, b buffer.Stats, f gateway.ForwarderStats, refused uint64) {
-	metrics.WriteGaugeUint64(w, "gateway_log_waiting_readings", uint64(b.Depth))
-	metrics.WriteGaugeUint64(w, "gateway_log_size_bytes", uint64(b.Size))
-	metrics.WriteCounterUint64(w, "gateway_log_written_bytes_total", uint64(b.Written))
-	metrics.WriteCounterUint64(w, "gateway_log_refused_readings_total", refused)
-	for reason, n := range b.Dropped {
-		metrics.WriteCounterUint64(w, fmt.Sprintf("gateway_log_dropped_readings_total{reason=%q}", reason), n)
-	}
+// writeMetrics writes the uplink's metrics.
+func writeMetrics(w io.Writer, f gateway.ForwarderStats) {
 	metrics.WriteCounterUint64(w, "gateway_uplink_sent_readings_total", f.Sent)
 	metrics.WriteCounterUint64(w, "gateway_uplink_rejected_readings_total", f.Rejected)
 	metrics.WriteCounterUint64(w, "gateway_uplink_failures_total", f.Failures)
@@ -199,47 +162,11 @@ func writeMetrics(w io.Writer, b buffer.Stats, f gateway.ForwarderStats, refused
 	}
 }
 
-// committer is the log's own task.
-type committer struct{ *buffer.Log[gateway.Reading] }
-
-func (committer) String() string { return "log" }
-
-// openLog opens the log and says what was wrong with it.
-func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
-	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{
-		Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize),
-		Failing: func(err error) {
-			if err != nil {
-				log.Error("the disk fails: readings wait in memory, and a power cut would lose them", "why", err)
-			} else {
-				log.Info("the disk is well again: readings are on it")
-			}
-		},
-	})
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("%w: give this user the folder, or name one of its own in the configuration, `log: {dir: /home/you/gateway-log}`", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s := q.Stats()
-	for _, file := range s.SetAside {
-		log.Error("a damaged file of the log was set aside: what it held is not delivered", "file", file)
-	}
-	if n := s.Dropped["damaged"]; n > 0 {
-		log.Error("a part of the log is damaged and was passed over", "readings", n)
-	}
-	if s.Depth > 0 {
-		log.Info("readings wait from before", "waiting", s.Depth)
-	}
-	return q, nil
-}
-
 // serve runs configurations, one after the other, until ctx ends. next gives
 // the next one. ready is called whenever a configuration has begun, stopping
 // once at the end.
 func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready func(*config), stopping func()) error {
-	committing := start(committer{p.queue})
+	committing := start(committer{p.queue}, &control{keep: p.keep, dir: c.Log.Dir, log: p.log})
 	defer committing.stop()
 	for c != nil {
 		plan, err := buildTasks(c, p)

@@ -1,0 +1,9 @@
+//go:build !linux
+
+package buffer
+
+import "errors"
+
+func volatileFS(string) string { return "" }
+
+func freeSpace(string) (int64, error) { return 0, errors.ErrUnsupported }

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"campus-gateway"
+	"campus-gateway/buffer"
+	"campus-gateway/live"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// keeper shows a reading to the lab and puts it into the log.
+type keeper struct {
+	board   *live.Board
+	queue   *buffer.Log[gateway.Reading]
+	log     *slog.Logger
+	refused atomic.Uint64 // readings that the log did not take
+
+	mu      sync.Mutex
+	failing bool
+}
+
+// put may be called from several goroutines. That the log refuses, and takes
+// again, is logged once.
+func (k *keeper) put(r gateway.Reading) {
+	k.board.Put(r)
+	err := k.queue.Put(r)
+	if errors.Is(err, buffer.ErrVolatile) {
+		err = nil // it is kept; openLog's Failing tells how
+	}
+	if err != nil {
+		k.refused.Add(1)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case err != nil && !k.failing:
+		k.log.Error("readings are not kept: they are shown, but lost to the broker", "why", err)
+	case err == nil && k.failing:
+		k.log.Info("readings are kept again", "lost", k.refused.Load())
+	}
+	k.failing = err != nil
+}
+
+// mend is a reading of the log as it is shown.
+func (k *keeper) mend(r gateway.Reading) logReading { return asLogReading(r) }
+
+// committer is the log's own task.
+type committer struct{ *buffer.Log[gateway.Reading] }
+
+func (committer) String() string { return "log" }
+
+// openLog opens the log and says what is wrong with it. It fails only when
+// another gateway has it: without a disk it keeps readings in memory.
+func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
+	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{
+		Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize), MinFree: int64(c.Log.MinFree),
+		Full: buffer.Policy(c.Log.Full), MaxAge: c.Log.MaxAge,
+		Verify: inspectApart,
+		Failing: func(err error) {
+			if err != nil {
+				log.Error("readings are kept in memory only: a power cut would lose them; they move to the disk when it is well", "why", err)
+			} else {
+				log.Info("the disk is well: readings are on it")
+			}
+		},
+		Damaged: func(d buffer.Damage) {
+			log.Error("a file of the log is damaged: it is set aside, what is whole in it is delivered",
+				"file", d.File, "salvaged", d.Salvaged, "lost", d.Lost, "why", d.Why)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := q.Stats()
+	if s.Volatile != "" && s.Failing == nil {
+		log.Warn("the log is not durable: a power cut empties it; put it on a disk, `log: {dir: ...}`", "dir", c.Log.Dir, "on", s.Volatile)
+	}
+	if s.Depth > 0 {
+		log.Info("readings wait from before", "waiting", s.Depth)
+	}
+	return q, nil
+}
+
+// inspectApart looks at a file of the log in a process of its own, which damage
+// may end: this same program (the hidden command inspect).
+var inspectApart = buffer.Apart("/proc/self/exe", "inspect")
+
+// writeMetrics writes the log's metrics.
+func (k *keeper) writeMetrics(w io.Writer) {
+	s := k.queue.Stats()
+	metrics.WriteGaugeUint64(w, "gateway_log_waiting_readings", uint64(s.Depth))
+	metrics.WriteGaugeUint64(w, "gateway_log_size_bytes", uint64(s.Size))
+	metrics.WriteCounterUint64(w, "gateway_log_written_bytes_total", uint64(s.Written))
+	metrics.WriteCounterUint64(w, "gateway_log_commits_total", uint64(s.Commits))
+	metrics.WriteCounterUint64(w, "gateway_log_refused_readings_total", k.refused.Load())
+	for _, reason := range sortedKeys(s.Dropped) {
+		for _, sensor := range sortedKeys(s.Dropped[reason]) {
+			metrics.WriteCounterUint64(w, fmt.Sprintf("gateway_log_dropped_readings_total{reason=%q,sensor=%q}", reason, sensor), s.Dropped[reason][sensor])
+		}
+	}
+	metrics.WriteCounterUint64(w, "gateway_log_damaged_files_total", uint64(len(s.Damage)))
+	var salvaged uint64
+	for _, d := range s.Damage {
+		salvaged += d.Salvaged
+	}
+	metrics.WriteCounterUint64(w, "gateway_log_salvaged_readings_total", salvaged)
+	durable := uint64(1)
+	if s.Volatile != "" || s.Failing != nil {
+		durable = 0
+	}
+	metrics.WriteGaugeUint64(w, "gateway_log_durable", durable)
+}
+
+// volatile says in a word why a power cut would lose what the log holds.
+func volatile(s buffer.Stats) string {
+	switch {
+	case s.Failing != nil:
+		return "not durable, in memory: " + s.Failing.Error()
+	case s.Volatile != "":
+		return "not durable, on " + strings.TrimSpace(s.Volatile)
+	}
+	return "durable"
+}
