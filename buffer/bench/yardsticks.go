@@ -5,7 +5,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -24,7 +23,6 @@ import (
 	"time"
 
 	gateway "campus-gateway"
-	"campus-gateway/buffer"
 
 	"github.com/klauspost/compress/zstd"
 	_ "modernc.org/sqlite"
@@ -264,9 +262,8 @@ type zeroed struct {
 	at     int64
 }
 
-// newZeroed prepares the commits of batches: as blocks, packed as the log packs
-// them (so that only what surrounds them differs), or as JSON lines.
-func newZeroed(path string, batches [][]gateway.Reading, kind string) (*zeroed, error) {
+// newZeroed prepares the commits of batches: JSON lines, packed with zstd.
+func newZeroed(path string, batches [][]gateway.Reading) (*zeroed, error) {
 	enc, err := zstd.NewWriter(nil)
 	if err != nil {
 		return nil, err
@@ -274,17 +271,11 @@ func newZeroed(path string, batches [][]gateway.Reading, kind string) (*zeroed, 
 	z := &zeroed{}
 	size := 0
 	for _, batch := range batches {
-		var body []byte
-		if kind == "blocks" {
-			if body, err = (gateway.Codec{}).Append(nil, batch); err != nil {
-				return nil, err
-			}
-			body = enc.EncodeAll(body, nil)
-		} else {
-			for _, r := range batch {
-				body = appendJSON(body, r)
-			}
+		var lines []byte
+		for _, r := range batch {
+			lines = appendJSON(lines, r)
 		}
+		body := enc.EncodeAll(lines, nil)
 		z.bodies = append(z.bodies, body)
 		size += len(body)
 	}
@@ -398,70 +389,16 @@ func appendSQLite(path string, batches [][]byte) error {
 	return nil
 }
 
-type onlineAnswer struct {
-	Bytes     int64 // written in ten minutes
-	Commits   uint64
-	Delivered int
-	Control   int64 // written when one reading is not acknowledged
-}
-
-// onlineChild lives ten minutes of made-up time, which Go grants to tests only;
-// so it ends as a test does, and never returns.
-func onlineChild(dir string) {
-	testing.Main(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{{Name: "online", F: func(t *testing.T) {
+// inMadeUpTime answers from a world in which waiting takes no time, which Go
+// grants to tests only: so it ends as a test does, and never returns.
+func inMadeUpTime(f func() (any, error)) {
+	testing.Main(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{{Name: "bench", F: func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a, err := tenMinutes(dir)
-			if err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(a)); err != nil {
-				t.Error(err)
+			answer, err := f()
+			if err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(answer)); err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+				t.Fail()
 			}
 		})
 	}}}, nil, nil)
-}
-
-// tenMinutes has 20 sensors put a reading a second, one after the other, and a
-// forwarder whose broker answers after 300 ms.
-func tenMinutes(dir string) (a onlineAnswer, err error) {
-	l, c, stop, err := openLog(dir, buffer.Options{Window: time.Second})
-	if err != nil {
-		return a, err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() {
-		for ctx.Err() == nil {
-			rs, end, err := c.Peek(100)
-			if err != nil {
-				done <- err
-				return
-			}
-			if len(rs) == 0 {
-				select {
-				case <-c.Ready():
-				case <-ctx.Done():
-				}
-				continue
-			}
-			time.Sleep(300 * time.Millisecond)
-			c.Ack(end)
-			a.Delivered += len(rs)
-		}
-		done <- nil
-	}()
-	room := newClimate(20)
-	time.Sleep(2*time.Second + 7*time.Millisecond)
-	start, err := counter("/proc/self/io", "write_bytes")
-	for range 600 * 20 {
-		err = errors.Join(err, l.Put(room.next()))
-		time.Sleep(50 * time.Millisecond)
-	}
-	time.Sleep(2 * time.Second)
-	a.Commits = l.Stats().Commits
-	end, err2 := counter("/proc/self/io", "write_bytes")
-	a.Bytes = end - start
-	cancel()
-	err = errors.Join(err, err2, <-done, l.Put(room.next()))
-	time.Sleep(2 * time.Second)
-	last, err2 := counter("/proc/self/io", "write_bytes")
-	a.Control = last - end
-	return a, errors.Join(err, err2, stop())
 }
