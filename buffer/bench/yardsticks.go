@@ -40,7 +40,7 @@ func newDevice(dir string) (*device, error) {
 		return nil, err
 	}
 	for _, args := range [][]string{
-		{"truncate", "-s", "2G", image},
+		{"truncate", "-s", "1G", image},
 		// All is written now: what the kernel would do later is not the log's.
 		{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image},
 		{"mount", "-o", "loop,noatime", image, mount},
@@ -52,11 +52,13 @@ func newDevice(dir string) (*device, error) {
 	d := &device{mount: mount}
 	var s syscall.Stat_t
 	if err := syscall.Stat(mount, &s); err != nil {
-		return nil, errors.Join(err, d.close())
+		d.close()
+		return nil, err
 	}
 	d.stat = fmt.Sprintf("/sys/dev/block/%d:%d/stat", s.Dev>>8&0xfff, s.Dev&0xff|s.Dev>>12&^0xff)
 	if _, err := d.written(); err != nil {
-		return nil, errors.Join(err, d.close())
+		d.close()
+		return nil, err
 	}
 	return d, nil
 }
@@ -83,11 +85,11 @@ func (d *device) written() (int64, error) {
 	return n * 512, err
 }
 
-func (d *device) close() error {
-	if d == nil {
-		return nil
+// close unmounts it, if need be as soon as the last file is closed.
+func (d *device) close() {
+	if d != nil {
+		_ = exec.Command("umount", "-l", d.mount).Run()
 	}
-	return exec.Command("umount", d.mount).Run()
 }
 
 // dropCache makes the next read of a folder's files go to the disk.
