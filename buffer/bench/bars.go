@@ -597,7 +597,11 @@ func (b *bench) backlog() error {
 	}
 	r := func(what string) float64 { return median(rate[what]) }
 	ratio := func(what, to string) (float64, string) {
-		return r(what) / r(to), fmt.Sprintf("× (%.0f k/s, %.0f k/s)", r(what)/1000, r(to)/1000)
+		var each []float64 // a round's two see the same weather
+		for i := range rate[what] {
+			each = append(each, rate[what][i]/rate[to][i])
+		}
+		return median(each), fmt.Sprintf("× (%.0f k/s, %.0f k/s)", r(what)/1000, r(to)/1000)
 	}
 	got, note := ratio("log", "plain")
 	b.atLeast("backlog, 1,000 a commit: append, of a plain file", 0.5, got, "×", note)
@@ -739,9 +743,9 @@ func (b *bench) full() error {
 		return err
 	}
 	var opened, rss []float64
-	var a drainAnswer
-	for i := range rounds {
-		dir := filepath.Join(b.dir, "full-"+strconv.Itoa(i))
+	var a, empty drainAnswer
+	for range rounds {
+		dir := filepath.Join(b.dir, "full")
 		if err := os.CopyFS(dir, os.DirFS(made)); err != nil {
 			return err
 		}
@@ -759,13 +763,12 @@ func (b *bench) full() error {
 			return err
 		}
 	}
-	b.atMost("full log: open, cold and verified", 5, median(opened), "s", fmt.Sprintf("s (%.0f MiB, %.1f M readings)", float64(a.Size)/(1<<20), float64(a.Readings)/1e6))
-	var empty drainAnswer
 	if err := rerun(&empty, nil, "drain", filepath.Join(b.dir, "empty")); err != nil {
 		return err
 	}
+	b.atMost("full log: open, cold and verified", 5, median(opened), "s", fmt.Sprintf("s (%.0f MiB, %.1f M readings)", float64(a.Size)/(1<<20), float64(kept)/1e6))
 	b.atMost("full log: RSS while draining, above idle", 20, median(rss), "MB",
-		fmt.Sprintf("MB (idle %.1f MB, with an empty log %.1f MB; %.0f k readings/s)", float64(a.Idle)/1e6, float64(empty.Idle)/1e6, float64(a.Readings)/a.Drain/1000))
+		fmt.Sprintf("MB (idle %.1f MB, with an empty log %.1f MB; %.0f k readings/s)", float64(a.Idle)/1e6, float64(empty.Idle)/1e6, float64(kept)/a.Drain/1000))
 	return nil
 }
 
