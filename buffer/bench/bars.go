@@ -724,6 +724,9 @@ func (b *bench) full() error {
 		return err
 	}
 	room := newClimate(20)
+	for i := range room.sensors { // not rounded: a reading takes about what the outage's bar allows
+		room.sensors[i][2].decimals = 1e12
+	}
 	batches := make([][]gateway.Reading, 100)
 	for i := range batches {
 		for range 1000 {
