@@ -19,7 +19,7 @@ race: ## the same with the race detector (needs a C compiler), and as a 32-bit p
 
 lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
-	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/
+	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
 
@@ -41,8 +41,9 @@ demo: build ## the whole job with simulated chips and a broker of its own
 hil: ## the ARM builds on virtual boards with a real kernel, I2C and GPIO
 	go test -tags hil -count=1 -timeout 20m -v ./hil/
 
-bench: ## speed, as ratios to an alternative in the same run
+bench: ## speed and wear, next to alternatives in the same run; fails where a bar is missed (BENCH_REPORT=1: tells only)
 	go test -run '^$$' -bench . -benchtime 1s ./...
+	cd buffer/bench && go run .
 
 package: cross ## tarballs and checksums
 	cd build && for t in $(TARGETS); do \
