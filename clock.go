@@ -76,6 +76,8 @@ type Clock struct {
 
 	mu      sync.Mutex
 	boots   []boot // oldest first; the last is this one
+	strays  []boot // that the table does not know, oldest first; never kept
+	newest  Stamp  // in the log, at start
 	dates   map[BootID]dating
 	changed chan struct{} // closed when stamps are dated otherwise than before
 	vouched bool          // the machine's own clock is right
@@ -220,20 +222,36 @@ func (c *Clock) Changed() <-chan struct{} {
 	return c.changed
 }
 
-// adopt takes a boot up that the table does not know: its file was lost, or could
-// not be written. Stamps come in the log's order, so the boot is younger than what
-// is known, but for this one. Call it with mu.
+// adopt takes up a boot that the table does not know: its file was lost, or could
+// not be written. Where it stands among those that are known cannot be told, only
+// that it was before this one, and after those adopted before it: stamps come in
+// the log's order. Call it with mu.
 func (c *Clock) adopt(s Stamp) {
-	if len(c.boots) >= maxBoots {
-		c.boots = slices.Delete(c.boots, 0, 1)
+	b := boot{ID: s.Boot, Guess: guess(s.Wall, s.Since), Last: s.Since}
+	if s.Boot == c.newest.Boot {
+		b.saw(c.newest)
 	}
-	c.boots = slices.Insert(c.boots, len(c.boots)-1, boot{ID: s.Boot, Guess: guess(s.Wall, s.Since), Last: s.Since})
+	if len(c.strays) == maxBoots {
+		c.strays = slices.Delete(c.strays, 0, 1)
+	}
+	c.strays = append(c.strays, b)
 	c.redate()
+}
+
+// saw takes in what a stamp tells of its boot. It reports whether that is new.
+func (b *boot) saw(s Stamp) (news bool) {
+	if s.Since > b.Last {
+		b.Last, news = s.Since, true
+	}
+	if s.Synced && b.Start.IsZero() && plausible(s.Wall) {
+		b.Start, b.Source, news = guess(s.Wall, s.Since), "log", true
+	}
+	return news
 }
 
 // redate works out when each boot began. Call it with mu.
 func (c *Clock) redate() {
-	ends := make([]time.Time, len(c.boots))
+	ends := make([]time.Time, len(c.boots)) // by then the boot was over; zero: not known
 	for i := len(ends) - 2; i >= 0; i-- {
 		switch next := c.boots[i+1]; {
 		case !next.Start.IsZero():
@@ -242,33 +260,50 @@ func (c *Clock) redate() {
 			ends[i] = ends[i+1].Add(-next.Last)
 		}
 	}
-	c.dates = make(map[BootID]dating, len(c.boots))
-	sure, best := dawn, dawn // when the boot before was over: at the earliest, and by the best guess
-	for i, b := range c.boots {
-		var d dating
-		if !b.Start.IsZero() {
-			d = dating{known: true, exact: true, start: b.Start}
-			if b.Error > 0 {
-				d.earliest, d.latest = b.Start.Add(-b.Error), b.Start.Add(b.Error)
-			}
-			sure = b.Start.Add(-b.Error)
-		} else {
-			d = dating{start: b.Guess, earliest: sure, end: ends[i], known: !ends[i].IsZero()}
-			if d.known {
-				d.latest = d.end.Add(-b.Last)
-			}
-			if d.known && d.latest.Before(sure) { // a neighbour's time was wrong: which is not known
-				d.earliest = earlier(dawn, d.latest)
-			}
-			if d.start.Before(best) || !plausible(d.start) {
-				d.start = best
-			}
-			d.start = earlier(d.start, d.latest)
-			sure = d.earliest
-		}
-		c.dates[b.ID] = d
-		sure, best = sure.Add(b.Last), d.start.Add(b.Last)
+	c.dates = make(map[BootID]dating, len(c.strays)+len(c.boots))
+	var end time.Time
+	if this := c.boots[len(c.boots)-1]; !this.Start.IsZero() {
+		end = this.Start.Add(this.Error)
 	}
+	best := dawn // when the boot before was over, by the best guess
+	for _, b := range c.strays {
+		d := b.date(dawn, best, end)
+		c.dates[b.ID] = d
+		best = d.start.Add(b.Last)
+	}
+	sure, best := dawn, dawn // the same, at the earliest
+	for i, b := range c.boots {
+		d := b.date(sure, best, ends[i])
+		c.dates[b.ID] = d
+		best, sure = d.start.Add(b.Last), d.start.Add(b.Last)
+		if !d.earliest.IsZero() {
+			sure = d.earliest.Add(b.Last)
+		}
+	}
+}
+
+// date is how b's stamps are put right. The boot before it was over at sure at the
+// earliest, and at best by the best guess; b itself at end (zero: not known).
+func (b *boot) date(sure, best, end time.Time) dating {
+	if !b.Start.IsZero() {
+		d := dating{known: true, exact: true, start: b.Start}
+		if b.Error > 0 {
+			d.earliest, d.latest = b.Start.Add(-b.Error), b.Start.Add(b.Error)
+		}
+		return d
+	}
+	d := dating{start: b.Guess, earliest: sure, end: end, known: !end.IsZero()}
+	if d.start.Before(best) || !plausible(d.start) {
+		d.start = best
+	}
+	if d.known {
+		d.latest = end.Add(-b.Last)
+		if d.latest.Before(sure) { // a neighbour's time was wrong: which is not known
+			d.earliest = earlier(dawn, d.latest)
+		}
+		d.start = earlier(d.start, d.latest)
+	}
+	return d
 }
 
 // String names the task.
@@ -469,21 +504,11 @@ func (c *Clock) Load(file string) error {
 func (c *Clock) Saw(s Stamp) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.Boot == "" {
-		return
-	}
-	if _, found := c.dates[s.Boot]; !found {
-		c.adopt(s)
+	c.newest = s
+	if i := slices.IndexFunc(c.boots, func(b boot) bool { return b.ID == s.Boot }); i >= 0 && c.boots[i].saw(s) {
 		c.dirty = true
+		c.redate()
 	}
-	b := &c.boots[slices.IndexFunc(c.boots, func(b boot) bool { return b.ID == s.Boot })]
-	if s.Since > b.Last {
-		b.Last, c.dirty = s.Since, true
-	}
-	if s.Synced && b.Start.IsZero() && plausible(s.Wall) {
-		b.Start, b.Source, c.dirty = guess(s.Wall, s.Since), "log", true
-	}
-	c.redate()
 }
 
 // Close keeps how long this boot has lasted. Call it after Run.

@@ -276,14 +276,14 @@ func TestClockProperty(t *testing.T) {
 			hours := func(n int64) time.Duration { return time.Duration(r.Int64N(n * int64(time.Hour))) }
 			file := filepath.Join(t.TempDir(), "boots.json")
 			var log []instant
-			sent, guessed := 0, 0
+			sent, lost := 0, false
 			var before Stamp
 			begin := func(n int) (*machine, *Clock) {
 				skew := []time.Duration{-hours(48), -hours(48), -era - 30*year, hours(100), -year, 60 * year}[r.IntN(6)]
 				m, c := power(BootID(fmt.Sprint("boot-", n)), skew)
 				if r.IntN(8) == 0 {
 					os.Remove(file)
-					before = Stamp{} // what was known when the last reading was sent is lost
+					lost, before = true, Stamp{} // with what was known when the last reading was sent
 				}
 				if err := c.Load(file); err != nil {
 					t.Error(err)
@@ -308,13 +308,12 @@ func TestClockProperty(t *testing.T) {
 							t.Errorf("seed %d: %v is dated %v, as if it were known: truly %v", seed, i.Stamp, s.Wall, i.truth)
 						}
 					} else {
-						guessed++
 						const ms = 2 * time.Millisecond
 						if i.truth.Before(s.Earliest.Add(-ms)) || i.truth.After(s.Latest.Add(ms)) || s.Wall.Before(s.Earliest) || s.Wall.After(s.Latest) {
 							t.Errorf("seed %d: %v: %v is not in %v…%v, truly %v", seed, i.Stamp, s.Wall, s.Earliest, s.Latest, i.truth)
 						}
 					}
-					if s.Wall.Before(before.Wall.Add(-time.Millisecond)) {
+					if s.Wall.Before(before.Wall.Add(-time.Millisecond)) && (!lost || s.Boot == before.Boot) {
 						t.Errorf("seed %d: %v after %v", seed, s.Wall, before.Wall)
 					}
 					before = s
@@ -374,7 +373,7 @@ func TestClockLastResort(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		lie = 300 * time.Millisecond
-		time.Sleep(10 * time.Second)
+		time.Sleep(15 * time.Second)
 		bounds := func(i instant) Stamp {
 			t.Helper()
 			s, ok := c.Mend(i.Stamp)
@@ -597,8 +596,8 @@ func TestClockUnknownBoots(t *testing.T) {
 			}
 			last = s.Wall
 		}
-		if len(c.boots) > maxBoots {
-			t.Errorf("%d boots are kept", len(c.boots))
+		if len(c.boots)+len(c.strays) > 2*maxBoots {
+			t.Errorf("%d boots, %d strays are kept", len(c.boots), len(c.strays))
 		}
 	})
 }
