@@ -199,6 +199,9 @@ log:                             # keeps readings while the broker is away
   window: 1s                     # a reading acknowledged within it is never written to the card
   # max_size: 256MiB             # then the oldest are dropped
 
+clock:                           # a Pi starts with a wrong clock: readings wait until it is set
+  hold: 10m                      # so long at most while the broker can be reached; 0s: do not wait
+
 live:
   http:
     # listen: 127.0.0.1:8080     # :8080 shows readings to the whole network; off

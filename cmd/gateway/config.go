@@ -27,6 +27,7 @@ type config struct {
 	Gateway gatewayConfig  `yaml:"gateway"`
 	Broker  brokerConfig   `yaml:"broker"`
 	Log     logConfig      `yaml:"log"`
+	Clock   clockConfig    `yaml:"clock"`
 	Live    liveConfig     `yaml:"live"`
 	Sensors []sensorConfig `yaml:"-"`
 }
@@ -65,6 +66,10 @@ type logConfig struct {
 	Dir     string        `yaml:"dir"`
 	Window  time.Duration `yaml:"window"`
 	MaxSize byteSize      `yaml:"max_size"`
+}
+
+type clockConfig struct {
+	Hold time.Duration `yaml:"hold"`
 }
 
 type liveConfig struct {
@@ -119,6 +124,7 @@ func defaultConfig() config {
 		Gateway: gatewayConfig{ID: host, Site: "indoor"},
 		Broker:  brokerConfig{API: "ngsi-v2", ServicePath: "/", Timeout: 30 * time.Second, Auth: authConfig{Header: "bearer"}},
 		Log:     logConfig{Dir: stateDir(), Window: time.Second, MaxSize: 256 << 20},
+		Clock:   clockConfig{Hold: 10 * time.Minute},
 		Live:    liveConfig{HTTP: httpConfig{Listen: "127.0.0.1:8080"}},
 	}
 }
@@ -163,6 +169,7 @@ func readConfig(file string, src []byte) (*config, error) {
 	d.gateway(root, &c.Gateway)
 	d.broker(root, &c.Broker)
 	d.log(root, &c.Log)
+	d.clock(root, &c.Clock)
 	d.live(root, &c.Live)
 	if sensors.List.Kind != 0 {
 		d.sensors(&sensors.List, &c)
@@ -193,7 +200,7 @@ func (d *decoder) document(root *yaml.Node, c *config, sensors *yaml.Node) {
 		if x := &d.list[i]; x.path == "sensors" {
 			x.text = "the key is here a second time: keep one"
 		} else if strings.HasPrefix(x.text, "unknown key") && !strings.Contains(x.path, ".") {
-			x.text = "unknown key" + suggest(x.path, []string{"broker", "gateway", "live", "log", "sensors"})
+			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "gateway", "live", "log", "sensors"})
 		}
 	}
 }
@@ -320,6 +327,12 @@ func (d *decoder) log(root *yaml.Node, l *logConfig) {
 	}
 	if l.MaxSize < 8<<20 || l.MaxSize > 1<<30 {
 		d.addf(d.at(&l.MaxSize, root), "log.max_size", "want between 8MiB and 1GiB")
+	}
+}
+
+func (d *decoder) clock(root *yaml.Node, c *clockConfig) {
+	if c.Hold < 0 || c.Hold > 30*24*time.Hour {
+		d.addf(d.at(&c.Hold, root), "clock.hold", "%v is outside 0s..720h", c.Hold)
 	}
 }
 

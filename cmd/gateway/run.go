@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -91,10 +92,11 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	}
 	board := &live.Board{}
 	p := &parts{
-		log: log, clock: gateway.NewClock(), opener: &drivers.Opener{Host: host},
+		log: log, clock: openClock(filepath.Join(c.Log.Dir, "boots.json"), q, log), opener: &drivers.Opener{Host: host},
 		queue: q, board: board, keep: &keeper{board: board, queue: q, log: log},
 	}
 	return p, func() {
+		p.clock.Close()
 		if err := q.Close(); err != nil {
 			log.Error("log not closed", "why", err)
 		}
