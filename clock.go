@@ -154,6 +154,8 @@ func newClock(id BootID, read func() (time.Time, time.Duration)) *Clock {
 	return c
 }
 
+// guess is when a boot began. In whole milliseconds, of which the log keeps the time
+// since: so a reading is dated alike before and after a restart.
 func guess(wall time.Time, since time.Duration) time.Time {
 	return wall.Add(-since).Truncate(time.Millisecond)
 }
@@ -195,13 +197,11 @@ func (c *Clock) Mend(s Stamp) (mended Stamp, ok bool) {
 	if !d.known && c.reached < c.Hold {
 		return s, false
 	}
-	// To the millisecond, as the log keeps it: the same before and after a restart.
-	since := s.Since.Truncate(time.Millisecond)
-	s.Wall = earlier(d.start.Add(since), d.end)
+	s.Wall = earlier(d.start.Add(s.Since), d.end)
 	if !d.earliest.IsZero() {
-		s.Earliest = earlier(d.earliest.Add(since), d.end)
+		s.Earliest = earlier(d.earliest.Add(s.Since), d.end)
 		if !d.latest.IsZero() {
-			s.Latest = earlier(d.latest.Add(since), d.end)
+			s.Latest = earlier(d.latest.Add(s.Since), d.end)
 		}
 	}
 	return s, true

@@ -327,7 +327,7 @@ func TestClockProperty(t *testing.T) {
 					switch r.IntN(6) {
 					case 0:
 						if !m.synced { // somebody, or nobody, sets it wrong
-							m.skew += hours(50) - hours(50)
+							m.skew += hours(100) - 50*time.Hour
 						}
 					case 1:
 						if r.IntN(3) == 0 || n == boots-1 {
@@ -504,6 +504,7 @@ func TestClockTable(t *testing.T) {
 			t.Error("a step is not kept")
 		}
 		stop()
+		time.Sleep(time.Hour)
 		c.Close()
 
 		again := newClock("b", m.read) // the daemon restarts; nobody is asked yet
@@ -515,12 +516,19 @@ func TestClockTable(t *testing.T) {
 			t.Error("nothing is new, and would be written")
 		}
 		i.exact(t, again, time.Second)
+		// Timesyncd has forgotten; what is worse does not replace what it has told.
+		m.synced = false
+		m.broker = func() (time.Time, time.Duration, error) { return trueNow().Add(time.Minute), time.Second, nil }
+		again.Sources = c.Sources
+		defer runClock(t, again)()
+		time.Sleep(time.Hour)
+		i.exact(t, again, time.Second)
 
 		_, next := power("c", 0)
 		if err := next.Load(file); err != nil {
 			t.Error(err)
 		}
-		if b := next.boots[0]; b.ID != "b" || b.Last < 100*time.Hour {
+		if b := next.boots[0]; b.ID != "b" || b.Last < 101*time.Hour {
 			t.Errorf("%+v: how long it lasted is not kept", b)
 		}
 		i.exact(t, next, time.Second)
@@ -591,13 +599,33 @@ func TestClockUnknownBoots(t *testing.T) {
 		var last time.Time
 		for i := range 3 * maxBoots {
 			s, ok := c.Mend(Stamp{Wall: start.Add(-100 * time.Hour), Boot: BootID(fmt.Sprint(i)), Since: time.Minute})
-			if !ok || s.Earliest.Before(dawn) || s.Latest.After(start) || s.Wall.Before(last) {
+			if !ok || !s.Earliest.Equal(dawn.Add(time.Minute)) || s.Latest.After(start) || s.Wall.Before(last) {
 				t.Fatalf("%d, %v: %v, %v…%v", i, ok, s.Wall, s.Earliest, s.Latest)
 			}
 			last = s.Wall
 		}
 		if len(c.boots)+len(c.strays) > 2*maxBoots {
 			t.Errorf("%d boots, %d strays are kept", len(c.boots), len(c.strays))
+		}
+	})
+}
+
+// The table was lost, but the last of the log knew the time: so does all of its
+// boot. A reading between two boots whose times contradict each other is not
+// forced between them.
+func TestClockNeighbours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, c := power("now", 0)
+		m.synced = true
+		noon := trueNow().Add(-time.Hour)
+		c.Saw(Stamp{Wall: noon, Boot: "gone", Since: time.Hour, Synced: true})
+		c.boots = append([]boot{{ID: "liar", Start: trueNow().Add(20 * year), Last: time.Hour}, {ID: "between", Guess: trueNow(), Last: time.Hour}}, c.boots...)
+		c.look(t.Context())
+		if s, ok := c.Mend(Stamp{Wall: dawn, Boot: "gone", Since: time.Minute}); !ok || !s.Earliest.IsZero() || !s.Wall.Equal(noon.Add(-59*time.Minute)) {
+			t.Errorf("%v: %+v", ok, s)
+		}
+		if s, ok := c.Mend(Stamp{Boot: "between"}); !ok || !s.Earliest.Equal(dawn) || !s.Latest.Equal(m.on.Add(era-time.Hour)) || s.Wall.After(s.Latest) {
+			t.Errorf("%v: %+v", ok, s)
 		}
 	})
 }
