@@ -324,8 +324,10 @@ func TestForwarderWaitsForTheTime(t *testing.T) {
 			t.Errorf("got %v", s.got)
 		}
 		d.tell(false)
-		q.put("last")
-		q.rs[0].At.Boot = "?"
+		q.mu.Lock()
+		q.rs = append(q.rs, Reading{Sensor: "last", At: Stamp{Boot: "?"}})
+		q.mu.Unlock()
+		q.ready <- struct{}{}
 		time.Sleep(time.Second)
 		begun := time.Now()
 		cancel()
@@ -355,6 +357,7 @@ func TestForwarderAndClock(t *testing.T) {
 			default:
 			}
 			if i == 30 {
+				synctest.Wait()
 				if len(sent) > 0 {
 					t.Errorf("%d were sent before the time was known", len(sent))
 				}
