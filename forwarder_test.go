@@ -299,6 +299,7 @@ func TestForwarderWaitsForTheTime(t *testing.T) {
 		own := q.rs
 		go func() { done <- f.Run(ctx) }()
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if want := []string{"0", "1"}; !slices.Equal(s.got, want) || q.Depth() != 4 {
 			t.Errorf("got %v, want %v; %d wait", s.got, want, q.Depth())
 		}
@@ -310,6 +311,7 @@ func TestForwarderWaitsForTheTime(t *testing.T) {
 			q.put("new")
 			time.Sleep(time.Minute)
 		}
+		synctest.Wait()
 		if d.asked != asked || f.Stats().Failures != 0 || logs.Len() > 0 {
 			t.Errorf("asked %d times more, %+v, log %q", d.asked-asked, f.Stats(), logs.String())
 		}
