@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,20 +42,51 @@ func trueNow() time.Time { return time.Now().Add(era).UTC() }
 
 // machine is a Pi: its clock is off by skew until it is set.
 type machine struct {
-	id     BootID
-	on     time.Time
-	skew   time.Duration
-	synced bool
+	on time.Time
 
+	mu           sync.Mutex
+	skew         time.Duration
+	synced       bool
 	broker       func() (time.Time, time.Duration, error) // nil: away
 	asked, dated int
 }
 
 func (m *machine) read() (time.Time, time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return trueNow().Add(m.skew).Round(0), time.Since(m.on)
 }
 
+// set sets the clock.
+func (m *machine) set(skew time.Duration, synced bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.skew, m.synced = skew, synced
+}
+
+func (m *machine) step(skew time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.skew = skew
+}
+
+// serve lets the broker answer so; nil: it goes away.
+func (m *machine) serve(f func() (time.Time, time.Duration, error)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.broker = f
+}
+
+// counts is how often NTP and the broker were asked.
+func (m *machine) counts() (asked, dated int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asked, m.dated
+}
+
 func (m *machine) ntp(context.Context) (time.Time, time.Duration, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.asked++
 	if !m.synced {
 		return time.Time{}, 0, errors.New("not synchronized")
@@ -62,6 +95,8 @@ func (m *machine) ntp(context.Context) (time.Time, time.Duration, error) {
 }
 
 func (m *machine) date(context.Context) (time.Time, time.Duration, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.dated++
 	if m.broker == nil {
 		return time.Time{}, 0, errors.New("connection refused")
@@ -69,9 +104,27 @@ func (m *machine) date(context.Context) (time.Time, time.Duration, error) {
 	return m.broker()
 }
 
+// lines is a log that is read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // power switches a machine on.
 func power(id BootID, skew time.Duration) (*machine, *Clock) {
-	m := &machine{id: id, on: time.Now(), skew: skew}
+	m := &machine{on: time.Now(), skew: skew}
 	time.Sleep(20 * time.Second) // until the daemon starts
 	c := newClock(id, m.read)
 	c.Sources = []Source{{Name: "timesyncd", Ask: m.ntp}, {Name: "broker", After: time.Minute, Ask: m.date}}
@@ -136,7 +189,7 @@ func TestClockSteps(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m, c := power("b", skew)
-				var logs strings.Builder
+				var logs lines
 				c.Log = slog.New(slog.NewTextHandler(&logs, nil))
 				defer runClock(t, c)()
 				early := take(t, c)
@@ -144,7 +197,7 @@ func TestClockSteps(t *testing.T) {
 					t.Errorf("dated before the time is known: %v", s)
 				}
 				changed := c.Changed()
-				m.skew, m.synced = 0, true
+				m.set(0, true)
 				select {
 				case <-changed:
 				case <-time.After(time.Minute):
@@ -156,7 +209,7 @@ func TestClockSteps(t *testing.T) {
 				if !late.Synced {
 					t.Error("the clock is right, and the stamp does not say so")
 				}
-				m.skew = skew // while it is right
+				m.step(skew) // while it is right
 				time.Sleep(time.Minute)
 				off := skew
 				if skew < -2*year {
@@ -169,12 +222,12 @@ func TestClockSteps(t *testing.T) {
 				if step.Synced != (skew == off) {
 					t.Errorf("%v, and synced %v", skew, step.Synced)
 				}
-				m.skew = 0
+				m.step(0)
 				time.Sleep(time.Minute)
 				for _, i := range []instant{early, late, step, take(t, c)} {
 					i.exact(t, c, 0)
 				}
-				if n := m.asked; n > 3 {
+				if n, _ := m.counts(); n > 3 {
 					t.Errorf("asked %d times: once right, the clock need not be asked about", n)
 				}
 				if steps := map[bool]uint64{true: 2}[off != 0]; c.Stats().Steps != steps || c.Stats().Source != "timesyncd" || strings.Count(logs.String(), "\n") != 1+int(steps) {
@@ -191,11 +244,11 @@ func TestClockCadence(t *testing.T) {
 		m, c := power("b", -year)
 		defer runClock(t, c)()
 		for range 60 {
-			m.skew += time.Duration(rand.Int64N(int64(2*year))) - year
+			m.step(time.Duration(rand.Int64N(int64(2*year))) - year)
 			time.Sleep(time.Minute)
 		}
-		if m.asked < 350 || m.asked > 362 {
-			t.Errorf("asked %d times in an hour, want 360", m.asked)
+		if asked, _ := m.counts(); asked < 350 || asked > 362 {
+			t.Errorf("asked %d times in an hour, want 360", asked)
 		}
 	})
 }
@@ -215,7 +268,7 @@ func TestClockReboots(t *testing.T) {
 			return m, c
 		}
 		m, c := begin("known", 0)
-		m.synced = true
+		m.set(0, true)
 		stop := runClock(t, c)
 		time.Sleep(time.Hour)
 		known := trueNow()
@@ -242,7 +295,7 @@ func TestClockReboots(t *testing.T) {
 		defer runClock(t, c)()
 		all = append(all, take(t, c))
 		time.Sleep(20 * time.Second)
-		m.skew, m.synced = 0, true
+		m.set(0, true)
 		time.Sleep(20 * time.Second)
 		all = append(all, take(t, c))
 		before := known
@@ -331,7 +384,7 @@ func TestClockProperty(t *testing.T) {
 						}
 					case 1:
 						if r.IntN(3) == 0 || n == boots-1 {
-							m.skew, m.synced = 0, true
+							m.set(0, true)
 						}
 						c.look(t.Context())
 					case 2:
@@ -341,7 +394,7 @@ func TestClockProperty(t *testing.T) {
 					}
 				}
 				if n == boots-1 {
-					m.skew, m.synced = 0, true
+					m.set(0, true)
 					c.look(t.Context())
 					drain(c)
 					if sent != len(log) {
@@ -363,16 +416,16 @@ func TestClockLastResort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := power("b", -year)
 		zone := time.FixedZone("elsewhere", 5*3600)
-		lie := time.Duration(0)
-		m.broker = func() (time.Time, time.Duration, error) { return trueNow().Add(lie).In(zone), time.Second, nil }
-		lie = -30 * year // implausible: it is there, and does not tell the time
+		var lie atomic.Int64
+		m.serve(func() (time.Time, time.Duration, error) { return trueNow().Add(time.Duration(lie.Load())).In(zone), time.Second, nil })
+		lie.Store(int64(-30 * year)) // implausible: it is there, and does not tell the time
 		defer runClock(t, c)()
 		early := take(t, c)
 		time.Sleep(2 * time.Minute)
 		if s := c.Stats(); s.Source != "" || !s.Held {
 			t.Errorf("%+v", s)
 		}
-		lie = 300 * time.Millisecond
+		lie.Store(int64(300 * time.Millisecond))
 		time.Sleep(15 * time.Second)
 		bounds := func(i instant) Stamp {
 			t.Helper()
@@ -389,17 +442,17 @@ func TestClockLastResort(t *testing.T) {
 		if now := c.Now(); now.Sub(trueNow()).Abs() > time.Second {
 			t.Errorf("now %v", now)
 		}
-		lie = -100 * time.Millisecond // within what it may be off: nothing moves
+		lie.Store(int64(-100 * time.Millisecond)) // within what it may be off: nothing moves
 		time.Sleep(2 * time.Minute)
 		if b := bounds(early); b != a {
 			t.Errorf("%v became %v", a, b)
 		}
-		m.skew, m.synced = 0, true
+		m.set(0, true)
 		time.Sleep(2 * time.Minute)
 		early.exact(t, c, 0)
-		dated := m.dated
+		_, dated := m.counts()
 		time.Sleep(time.Hour)
-		if m.dated != dated {
+		if _, again := m.counts(); again != dated {
 			t.Error("the last resort is asked although the time is known better")
 		}
 	})
@@ -409,7 +462,7 @@ func TestClockLastResort(t *testing.T) {
 func TestClockPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := power("b", -year)
-		m.broker = func() (time.Time, time.Duration, error) { return trueNow(), time.Second, nil }
+		m.serve(func() (time.Time, time.Duration, error) { return trueNow(), time.Second, nil })
 		defer runClock(t, c)()
 		time.Sleep(50 * time.Second)
 		if s := c.Stats(); s.Source != "" {
@@ -427,7 +480,7 @@ func TestClockPatience(t *testing.T) {
 func TestClockHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := power("b", -1000*24*time.Hour)
-		var logs strings.Builder
+		var logs lines
 		c.Log = slog.New(slog.NewTextHandler(&logs, nil))
 		defer runClock(t, c)()
 		i := take(t, c)
@@ -435,12 +488,12 @@ func TestClockHold(t *testing.T) {
 		if _, ok := c.Mend(i.Stamp); ok {
 			t.Error("not held")
 		}
-		m.broker = func() (time.Time, time.Duration, error) { return time.Time{}, 0, fmt.Errorf("x: %w", ErrNoTime) }
+		m.serve(func() (time.Time, time.Duration, error) { return time.Time{}, 0, fmt.Errorf("x: %w", ErrNoTime) })
 		time.Sleep(9 * time.Minute)
-		m.broker = nil
+		m.serve(nil)
 		time.Sleep(time.Hour)
 		changed := c.Changed()
-		m.broker = func() (time.Time, time.Duration, error) { return time.Time{}, 0, ErrNoTime }
+		m.serve(func() (time.Time, time.Duration, error) { return time.Time{}, 0, ErrNoTime })
 		if _, ok := c.Mend(i.Stamp); ok {
 			t.Error("held for 9 minutes only")
 		}
@@ -456,7 +509,7 @@ func TestClockHold(t *testing.T) {
 		if n := strings.Count(logs.String(), "\n"); n != 2 || !strings.Contains(logs.String(), "still not known") {
 			t.Errorf("log:\n%s", logs.String())
 		}
-		m.skew, m.synced = 0, true // better late than never
+		m.set(0, true) // better late than never
 		time.Sleep(time.Minute)
 		i.exact(t, c, 0)
 	})
@@ -488,16 +541,16 @@ func TestClockTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		i := take(t, c)
-		m.skew, m.synced = 0, true
+		m.set(0, true)
 		time.Sleep(time.Minute)
 		second, _ := os.ReadFile(file)
-		m.skew = 50 * time.Millisecond // too little to follow
+		m.step(50 * time.Millisecond) // too little to follow
 		time.Sleep(100 * time.Hour)
 		third, _ := os.ReadFile(file)
 		if string(first) == string(second) || string(second) != string(third) {
 			t.Errorf("%s\n%s\n%s", first, second, third)
 		}
-		m.skew = time.Second
+		m.step(time.Second)
 		time.Sleep(time.Minute)
 		fourth, _ := os.ReadFile(file)
 		if string(third) == string(fourth) {
@@ -518,7 +571,7 @@ func TestClockTable(t *testing.T) {
 		i.exact(t, again, time.Second)
 		// Timesyncd has forgotten; what is worse does not replace what it has told.
 		m.synced = false
-		m.broker = func() (time.Time, time.Duration, error) { return trueNow().Add(time.Minute), time.Second, nil }
+		m.serve(func() (time.Time, time.Duration, error) { return trueNow().Add(time.Minute), time.Second, nil })
 		again.Sources = c.Sources
 		defer runClock(t, again)()
 		time.Sleep(time.Hour)
@@ -556,7 +609,7 @@ func TestClockBadTable(t *testing.T) {
 				}
 				stop := runClock(t, c)
 				i := take(t, c)
-				m.skew, m.synced = 0, true
+				m.set(0, true)
 				time.Sleep(time.Minute)
 				i.exact(t, c, 0)
 				stop()
@@ -569,14 +622,14 @@ func TestClockBadTable(t *testing.T) {
 	t.Run("no folder", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m, c := power("b", -year)
-			var logs strings.Builder
+			var logs lines
 			c.Log = slog.New(slog.NewTextHandler(&logs, nil))
 			if err := c.Load(filepath.Join(t.TempDir(), "gone", "boots.json")); err != nil {
 				t.Error(err)
 			}
 			defer runClock(t, c)()
 			i := take(t, c)
-			m.skew, m.synced = 0, true
+			m.set(0, true)
 			time.Sleep(time.Minute)
 			i.exact(t, c, 0)
 			if n := strings.Count(logs.String(), "not kept"); n != 1 {
@@ -590,7 +643,7 @@ func TestClockBadTable(t *testing.T) {
 func TestClockUnknownBoots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := power("now", 0)
-		m.synced = true
+		m.set(0, true)
 		if s, ok := c.Mend(Stamp{Wall: trueNow().Add(-time.Hour), Boot: "gone", Since: time.Minute, Synced: true}); !ok || !s.Earliest.IsZero() || !s.Wall.Equal(trueNow().Add(-time.Hour)) {
 			t.Errorf("the stamp knew the time: %v, %v", s, ok)
 		}
@@ -616,7 +669,7 @@ func TestClockUnknownBoots(t *testing.T) {
 func TestClockNeighbours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, c := power("now", 0)
-		m.synced = true
+		m.set(0, true)
 		noon := trueNow().Add(-time.Hour)
 		c.Saw(Stamp{Wall: noon, Boot: "gone", Since: time.Hour, Synced: true})
 		c.boots = append([]boot{{ID: "liar", Start: trueNow().Add(20 * year), Last: time.Hour}, {ID: "between", Guess: trueNow(), Last: time.Hour}}, c.boots...)

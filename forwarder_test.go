@@ -363,7 +363,7 @@ func TestForwarderAndClock(t *testing.T) {
 				if len(sent) > 0 {
 					t.Errorf("%d were sent before the time was known", len(sent))
 				}
-				m.skew, m.synced = 0, true
+				m.set(0, true)
 			}
 			time.Sleep(time.Second)
 		}
