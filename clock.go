@@ -588,7 +588,7 @@ func writeBoots(file string, boots []boot) (err error) {
 		return err
 	}
 	dir := filepath.Dir(file)
-	f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o640)
+	f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

@@ -417,7 +417,9 @@ func TestClockLastResort(t *testing.T) {
 		m, c := power("b", -year)
 		zone := time.FixedZone("elsewhere", 5*3600)
 		var lie atomic.Int64
-		m.serve(func() (time.Time, time.Duration, error) { return trueNow().Add(time.Duration(lie.Load())).In(zone), time.Second, nil })
+		m.serve(func() (time.Time, time.Duration, error) {
+			return trueNow().Add(time.Duration(lie.Load())).In(zone), time.Second, nil
+		})
 		lie.Store(int64(-30 * year)) // implausible: it is there, and does not tell the time
 		defer runClock(t, c)()
 		early := take(t, c)
