@@ -420,6 +420,7 @@ func (c *Clock) learn(source string, now time.Time, within time.Duration) bool {
 	if !plausible(now) {
 		return false
 	}
+	within = (within + time.Millisecond - 1).Truncate(time.Millisecond) // as guess is
 	old := c.this()
 	next := old
 	next.Start, next.Source, next.Error, next.Last = guess(now.UTC(), since), source, within, since

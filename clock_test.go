@@ -323,7 +323,7 @@ func TestClockReboots(t *testing.T) {
 // Whatever boots, clocks and power do, what is sent comes in the order in which it
 // was taken, and what is said of its time is true.
 func TestClockProperty(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(150) {
 		synctest.Test(t, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			hours := func(n int64) time.Duration { return time.Duration(r.Int64N(n * int64(time.Hour))) }
