@@ -20,7 +20,7 @@ var house = map[string][]string{
 	"campus-gateway/live":         {"campus-gateway", "github.com/VictoriaMetrics/metrics"},
 	"campus-gateway/ngsi":         {"campus-gateway"},
 	"campus-gateway/ngsi/sandbox": {},
-	"campus-gateway/systemd":      {},
+	"campus-gateway/systemd":      {"github.com/godbus/dbus/v5"},
 	"campus-gateway/cmd/gateway": {
 		"campus-gateway", "campus-gateway/buffer", "campus-gateway/drivers", "campus-gateway/drivers/bus", "campus-gateway/drivers/sim",
 		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd",

@@ -72,7 +72,7 @@ func TestCodecSize(t *testing.T) {
 	for i := range 50 {
 		for s := range 20 {
 			at := t0.Add(time.Duration(i)*10*time.Second + time.Duration(s*37+rng.IntN(3))*time.Millisecond)
-			rs = append(rs, Reading{fmt.Sprintf("room-%d", s), Stamp{at, "0b1c6f0e-5d0f-4c53-9a51-3c1de8f7a001", at.Sub(t0), true}, []Value{
+			rs = append(rs, Reading{fmt.Sprintf("room-%d", s), Stamp{Wall: at, Boot: "0b1c6f0e-5d0f-4c53-9a51-3c1de8f7a001", Since: at.Sub(t0), Synced: true}, []Value{
 				{Temperature, round(21+rng.NormFloat64()*0.02, 100)},
 				{Humidity, round(45+rng.NormFloat64()*0.1, 100)},
 				{Pressure, round(97000+rng.NormFloat64()*2, 10)},

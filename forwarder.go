@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,6 +18,7 @@ import (
 type Forwarder struct {
 	Queue Queue
 	Sink  Sink
+	Dater Dater // default: readings go out dated as they are
 
 	Batch  int           // readings a Send, at most; default 500
 	Linger time.Duration // how long a first reading waits for company; default 200 ms
@@ -26,6 +28,20 @@ type Forwarder struct {
 	mu   sync.Mutex
 	stat ForwarderStats
 }
+
+// Dater dates readings just before they are sent: a Clock.
+type Dater interface {
+	// Mend puts a stamp right. Not ok: it cannot be dated yet.
+	Mend(Stamp) (mended Stamp, ok bool)
+	// Changed is closed when Mend may have another answer than before.
+	Changed() <-chan struct{}
+}
+
+var _ Dater = (*Clock)(nil)
+
+// errUndated is that the oldest reading waits until its time is known. Those after
+// it wait too: the order of sending is the log's.
+var errUndated = errors.New("the time of the oldest reading is not known yet")
 
 // ForwarderStats is how an uplink is doing.
 type ForwarderStats struct {
@@ -76,9 +92,20 @@ func (f *Forwarder) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		var changed <-chan struct{}
+		if f.Dater != nil {
+			changed = f.Dater.Changed() // before it is asked: no change is missed
+		}
 		err := f.send(sending)
 		if err == nil {
 			failures = 0
+			continue
+		}
+		if errors.Is(err, errUndated) {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
 			continue
 		}
 		failures++
@@ -94,7 +121,10 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 // send sends one batch and settles its readings. An error leaves them all.
 func (f *Forwarder) send(ctx context.Context) error {
-	rs, end, err := f.Queue.Peek(f.Batch)
+	rs, end, err := f.next()
+	if errors.Is(err, errUndated) {
+		return err
+	}
 	if err != nil {
 		f.failed(fmt.Errorf("read the log: %w", err))
 		return err
@@ -124,6 +154,32 @@ func (f *Forwarder) send(ctx context.Context) error {
 	f.Queue.Ack(end)
 	f.succeeded(len(rs), rejected)
 	return nil
+}
+
+// next is the next batch, dated: as many of the oldest readings as can be.
+func (f *Forwarder) next() (rs []Reading, end uint64, err error) {
+	if f.Dater == nil {
+		return f.Queue.Peek(f.Batch)
+	}
+	for n := f.Batch; n > 0; {
+		kept, end, err := f.Queue.Peek(n)
+		if err != nil {
+			return nil, 0, err
+		}
+		dated := slices.Clone(kept) // the log's own stay as they were taken
+		n = len(dated)
+		for i := range dated {
+			var ok bool
+			if dated[i].At, ok = f.Dater.Mend(dated[i].At); !ok {
+				n = i
+				break
+			}
+		}
+		if n == len(dated) {
+			return dated, end, nil
+		}
+	} // fewer: where they end, the log says
+	return nil, 0, errUndated
 }
 
 func (f *Forwarder) succeeded(n int, rejected *RejectError) {

@@ -251,3 +251,142 @@ func TestForwarderGathersAndFlushes(t *testing.T) {
 		}
 	})
 }
+
+// fakeDater dates readings whose names do not begin with a question mark, until
+// it is told.
+type fakeDater struct {
+	mu      sync.Mutex
+	changed chan struct{}
+	known   bool
+	asked   int
+}
+
+func (d *fakeDater) Mend(s Stamp) (Stamp, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked++
+	if !d.known && s.Boot == "?" {
+		return s, false
+	}
+	s.Wall = time.Unix(1, 0)
+	return s, true
+}
+
+func (d *fakeDater) Changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.changed
+}
+
+func (d *fakeDater) tell(known bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.known = known
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// What cannot be dated waits, with all that comes after it, without being asked
+// again and again; what comes before it is sent.
+func TestForwarderWaitsForTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logs strings.Builder
+		q, s, d := newFakeQueue(6), &fakeSink{}, &fakeDater{changed: make(chan struct{})}
+		q.rs[2].At.Boot, q.rs[4].At.Boot = "?", "?"
+		f := &Forwarder{Queue: q, Sink: s, Dater: d, Log: slog.New(slog.NewTextHandler(&logs, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		own := q.rs
+		go func() { done <- f.Run(ctx) }()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if want := []string{"0", "1"}; !slices.Equal(s.got, want) || q.Depth() != 4 {
+			t.Errorf("got %v, want %v; %d wait", s.got, want, q.Depth())
+		}
+		if !own[0].At.Wall.IsZero() {
+			t.Error("the log's own reading was changed")
+		}
+		asked := d.asked
+		for range 10 {
+			q.put("new")
+			time.Sleep(time.Minute)
+		}
+		synctest.Wait()
+		if d.asked != asked || f.Stats().Failures != 0 || logs.Len() > 0 {
+			t.Errorf("asked %d times more, %+v, log %q", d.asked-asked, f.Stats(), logs.String())
+		}
+		d.tell(false) // it may have been so
+		synctest.Wait()
+		if len(s.got) != 2 {
+			t.Errorf("got %v", s.got)
+		}
+		d.tell(true)
+		synctest.Wait()
+		if len(s.got) != 16 || s.got[2] != "2" || s.got[5] != "5" || q.Depth() != 0 {
+			t.Errorf("got %v", s.got)
+		}
+		d.tell(false)
+		q.mu.Lock()
+		q.rs = append(q.rs, Reading{Sensor: "last", At: Stamp{Boot: "?"}})
+		q.mu.Unlock()
+		q.ready <- struct{}{}
+		time.Sleep(time.Second)
+		begun := time.Now()
+		cancel()
+		if err := <-done; err != nil || time.Since(begun) != 0 || q.Depth() != 1 {
+			t.Errorf("%v after %v, %d wait", err, time.Since(begun), q.Depth())
+		}
+	})
+}
+
+// The real Clock and the real Forwarder: held, learnt, sent in order and dated.
+func TestForwarderAndClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, c := power("b", -year)
+		defer runClock(t, c)()
+		q := newFakeQueue(0)
+		var sent []Reading
+		f := &Forwarder{Queue: q, Dater: c, Sink: sinkFunc(func(rs []Reading) { sent = append(sent, rs...) })}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- f.Run(ctx) }()
+		for i := range 60 {
+			q.mu.Lock()
+			q.rs = append(q.rs, Reading{Sensor: fmt.Sprint(i), At: c.Stamp()})
+			q.mu.Unlock()
+			select {
+			case q.ready <- struct{}{}:
+			default:
+			}
+			if i == 30 {
+				synctest.Wait()
+				if len(sent) > 0 {
+					t.Errorf("%d were sent before the time was known", len(sent))
+				}
+				m.set(0, true)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		for i, r := range sent {
+			if want := m.on.Add(era + 20*time.Second + time.Duration(i)*time.Second); r.Sensor != fmt.Sprint(i) || !r.At.Wall.Equal(want) {
+				t.Errorf("%d: %s at %v, want %v", i, r.Sensor, r.At.Wall, want)
+			}
+		}
+		if len(sent) != 60 {
+			t.Errorf("%d were sent", len(sent))
+		}
+	})
+}
+
+type sinkFunc func([]Reading)
+
+func (sinkFunc) String() string { return "sink" }
+func (f sinkFunc) Send(_ context.Context, rs []Reading) error {
+	f(rs)
+	return nil
+}

@@ -24,6 +24,7 @@ const gatewayYAML = `
 gateway: {id: hil, site: outdoor, location: {longitude: -7.62, latitude: 33.00}} # outdoor models take what is below zero
 broker: {url: "http://10.0.2.2:%s"}
 log: {dir: /tmp/log}
+clock: {hold: 0s} # a board has no time
 sensors:
 - {name: kernel, driver: tmp102, variant: tmp105, address: 0x48, interval: 500ms, shared: true, entity: {type: WeatherObserved, id: kernel}}
 - {name: own, driver: tmp102, variant: tmp105, address: 0x49, interval: 500ms, entity: {type: WeatherObserved, id: own}}
@@ -164,6 +165,7 @@ func TestRaspberryPi(t *testing.T) {
 gateway: {id: hil}
 broker: {url: "http://127.0.0.1:1026"}
 log: {dir: /tmp/log}
+clock: {hold: 0s} # a board has no time
 sensors:
 - {name: stuck, driver: tmp102, variant: tmp105, bus: i2c-1, address: 0x48, interval: 500ms}
 - {name: other, driver: tmp102, variant: tmp105, bus: i2c-2, address: 0x4a, interval: 500ms}

@@ -34,6 +34,7 @@ type Server struct {
 	Listen  string // address and port
 	Gateway string // id
 	Board   *Board
+	Clock   *gateway.Clock  // puts the times right that are shown; may be nil
 	Metrics func(io.Writer) // the other rooms' metrics, appended to ours; may be nil
 	Log     *slog.Logger
 
@@ -183,11 +184,14 @@ type valueJSON struct {
 
 func (s *Server) sensors(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now().UTC()
+	if s.Clock != nil {
+		now = s.Clock.Now()
+	}
 	out := sensorsJSON{Gateway: s.Gateway, Time: now.Truncate(time.Millisecond), Sensors: []sensorJSON{}}
 	for _, x := range s.Board.Sensors() {
 		j := sensorJSON{Name: x.Name, Driver: x.Driver, State: x.State, Why: x.Why, Since: x.Changed.UTC().Truncate(time.Millisecond), Values: []valueJSON{}}
 		if x.Newest != nil {
-			at := x.Newest.At.Wall.UTC().Truncate(time.Millisecond)
+			at := s.at(x.Newest).Truncate(time.Millisecond)
 			age := float64(now.Sub(at).Milliseconds()) / 1000
 			j.Time, j.Age = &at, &age
 			for _, v := range x.Newest.Values {
@@ -202,6 +206,15 @@ func (s *Server) sensors(w http.ResponseWriter, _ *http.Request) {
 	_ = enc.Encode(out) // the client has gone: nobody is left to be told
 }
 
+// at is when a reading was taken, as well as it is known.
+func (s *Server) at(r *gateway.Reading) time.Time {
+	if s.Clock != nil {
+		at, _ := s.Clock.Mend(r.At) // as it is, as long as it cannot be dated
+		return at.Wall.UTC()
+	}
+	return r.At.Wall.UTC()
+}
+
 func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	for _, x := range s.Board.Sensors() {
@@ -213,7 +226,7 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 		if x.Newest == nil {
 			continue
 		}
-		metrics.WriteGaugeFloat64(w, fmt.Sprintf("gateway_reading_timestamp_seconds{sensor=%q}", x.Name), float64(x.Newest.At.Wall.UnixMilli())/1000)
+		metrics.WriteGaugeFloat64(w, fmt.Sprintf("gateway_reading_timestamp_seconds{sensor=%q}", x.Name), float64(s.at(x.Newest).UnixMilli())/1000)
 		for _, v := range x.Newest.Values {
 			name := fmt.Sprintf("gateway_reading{sensor=%q,quantity=%q,unit=%q}", x.Name, string(v.Quantity), v.Quantity.Unit())
 			switch value := v.V.(type) {

@@ -82,6 +82,32 @@ func TestSensors(t *testing.T) {
 	}
 }
 
+// Times are shown as they are known, not as the clock was then.
+func TestTimesAreMended(t *testing.T) {
+	s := newServer()
+	s.Clock = gateway.NewClock()
+	known := s.Clock.Stamp()
+	known.Wall, known.Synced = known.Wall.Add(1000*time.Hour), true
+	s.Clock.Saw(known)
+	r := reading("room", time.Now(), gateway.Value{Quantity: gateway.Temperature, V: 21.5})
+	r.At = s.Clock.Stamp()
+	s.Board.Put(r)
+	var got struct {
+		Time    time.Time
+		Sensors []struct {
+			Time time.Time
+			Age  float64 `json:"age_seconds"`
+		}
+	}
+	if err := json.Unmarshal(get(s, "GET", "localhost", "/api/v1/sensors").Body.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	right := r.At.Wall.Add(1000 * time.Hour)
+	if got.Sensors[0].Time.Sub(right).Abs() > 10*time.Millisecond || got.Time.Before(right.Add(-10*time.Millisecond)) || got.Sensors[0].Age < -0.01 || got.Sensors[0].Age > 10 {
+		t.Errorf("%+v, want %v", got, right)
+	}
+}
+
 // Names are rebound, addresses are not: only our own are answered.
 func TestHosts(t *testing.T) {
 	name, _ := os.Hostname()

@@ -27,6 +27,7 @@ import (
 // dialect is all that tells one broker API from another.
 type dialect struct {
 	path       string
+	override   string // added to path so that what we noted before and do not now is gone
 	head, tail string // of a body, around entities parted by commas
 	entity     func([]byte, *Entity) []byte
 	repeats    bool // one id may stand several times in a request: applied in order, each notified
@@ -37,9 +38,11 @@ type dialect struct {
 var dialects = map[string]*dialect{
 	// forcedUpdate: a value equal to the last one notifies as well, or a steady
 	// temperature leaves holes in the history. Not overrideMetadata: what others
-	// have noted on our attributes stays, and ours has the same names each time.
+	// have noted on our attributes stays, and ours has the same names each time. But
+	// for timeUncertain: an entity's first certain reading, and the first after one
+	// that was not, overrides, or the mark would stay for ever.
 	"ngsi-v2": {
-		path: "/v2/op/update?options=forcedUpdate", head: v2Head, tail: v2Tail, entity: appendV2,
+		path: "/v2/op/update?options=forcedUpdate", override: ",overrideMetadata", head: v2Head, tail: v2Tail, entity: appendV2,
 		repeats: true,
 		done:    map[int]verdict{http.StatusNoContent: accepted},
 	},

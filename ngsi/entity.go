@@ -55,6 +55,10 @@ type Attr struct {
 	Point [2]float64
 	At    time.Time // when it was observed; zero: it was not, it is known
 	Unit  string    // unit code
+
+	// Uncertain is between when and when it was observed, where At is only the best
+	// guess: an ISO 8601 interval of two instants, the second ".." if not known.
+	Uncertain string
 }
 
 // Entity is what a broker keeps.
@@ -63,6 +67,8 @@ type Entity struct {
 	Subject  string    // of its data model, such as dataModel.Environment: it names the @context
 	At       time.Time // of the newest observation in it; zero: none
 	Attrs    []Attr
+
+	Uncertain string // as of an Attr
 }
 
 // Mapper maps the readings of one gateway. It never changes, so it may be used
@@ -235,7 +241,31 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 	if self.Attrs != nil {
 		es = append(es, self)
 	}
+	for i := range es {
+		es[i].mark(r.At)
+	}
 	return es
+}
+
+// mark says of all that e has observed that its time is uncertain, if it is.
+func (e *Entity) mark(s gateway.Stamp) {
+	if s.Earliest.IsZero() {
+		return
+	}
+	between := func(at time.Time) string {
+		shift := at.Sub(s.Wall) // where an observation began lies before where it ended
+		text := s.Earliest.Add(shift).UTC().Format(timeForm) + "/"
+		if s.Latest.IsZero() {
+			return text + ".."
+		}
+		return text + s.Latest.Add(shift).UTC().Format(timeForm)
+	}
+	e.Uncertain = between(e.At)
+	for i := range e.Attrs {
+		if a := &e.Attrs[i]; !a.At.IsZero() {
+			a.Uncertain = between(a.At)
+		}
+	}
 }
 
 // attr is v as an attribute of m. It is not ok when m has no home for it, when v

@@ -21,7 +21,9 @@ func appendLD(dst []byte, e *Entity) []byte {
 		case Time:
 			dst = append(dst, `:{"type":"Property","value":{"@type":"DateTime","@value":`...)
 			dst = appendTime(dst, a.At)
-			dst = append(dst, `}}`...)
+			dst = append(dst, '}')
+			dst = appendUncertainLD(dst, a.Uncertain)
+			dst = append(dst, '}')
 			continue
 		case Point:
 			dst = append(dst, `:{"type":"GeoProperty","value":`...)
@@ -40,8 +42,20 @@ func appendLD(dst []byte, e *Entity) []byte {
 		if !a.At.IsZero() {
 			dst = append(dst, `,"observedAt":`...)
 			dst = appendTime(dst, a.At)
+			dst = appendUncertainLD(dst, a.Uncertain)
 		}
 		dst = append(dst, '}')
 	}
+	return append(dst, '}')
+}
+
+// appendUncertainLD appends the property of a property that says how uncertain its
+// time is; of a certain one, nothing.
+func appendUncertainLD(dst []byte, uncertain string) []byte {
+	if uncertain == "" {
+		return dst
+	}
+	dst = append(dst, `,"timeUncertain":{"type":"Property","value":`...)
+	dst = appendString(dst, uncertain)
 	return append(dst, '}')
 }

@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"regexp"
 	"slices"
@@ -57,6 +59,7 @@ type Sink struct {
 	opened  bool                 // the broker has taken something: the tenant is there
 	maxBody int                  // shrinks when the broker says 413
 	devices map[string]time.Time // when each was last sent
+	settled map[string]bool      // entities that the broker holds without a timeUncertain
 }
 
 var _ gateway.Sink = (*Sink)(nil)
@@ -123,7 +126,38 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.Warn == nil {
 		cfg.Warn = func(error) {}
 	}
-	return &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody, devices: map[string]time.Time{}}, nil
+	return &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
+		devices: map[string]time.Time{}, settled: map[string]bool{}}, nil
+}
+
+// Date asks the broker for the time, by the Date of an answer, whatever it is, and
+// says how far that may be off: a second, of which Date gives no parts, and the
+// exchange. The error is gateway.ErrNoTime where the broker answers without one. It
+// is what Ask of a gateway.Source is. No secret is sent.
+func (s *Sink) Date(ctx context.Context) (now time.Time, within time.Duration, err error) {
+	begun := time.Now()
+	// Not the time that a connection takes to be made: the broker dates what comes after.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { begun = time.Now() }})
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.cfg.URL+"/version", nil)
+	if err != nil {
+		return time.Time{}, 0, fmt.Errorf("ask the broker for the time: %w", err)
+	}
+	req.Header.Set("User-Agent", "campus-gateway")
+	req.Header.Set("Cache-Control", "no-cache") // a kept answer has an old Date
+	resp, err := s.client.Do(req)
+	took := time.Since(begun)
+	if err != nil {
+		return time.Time{}, 0, fmt.Errorf("ask the broker for the time: %w", s.noAnswer(err).failure())
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // so that the connection can be used again
+	resp.Body.Close()
+	date, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil || resp.Header.Get("Age") != "" {
+		return time.Time{}, 0, fmt.Errorf("ask the broker for the time: %w", gateway.ErrNoTime)
+	}
+	// Dated after the request went, by a clock that shows the second begun.
+	now = date.Add(time.Second/2 + took/2 + time.Since(begun) - took)
+	return now, time.Second + took, nil
 }
 
 // Close lets go of idle connections.
@@ -218,7 +252,9 @@ func (s *Sink) try(rs []gateway.Reading) (*try, [][]*slot) {
 		}
 		device(s.mapper.self)
 		if site := s.mapper.things[r.Sensor]; site != nil {
-			device(site.device(r.At.Wall))
+			e := site.device(r.At.Wall)
+			e.mark(r.At)
+			device(e)
 		}
 		for _, e := range s.mapper.Entities(r) {
 			items = append(items, item{e, i})
@@ -320,7 +356,7 @@ func apart(items []item, it item) bool {
 func (s *Sink) slot(items ...item) *slot {
 	e := items[0].Entity
 	for _, it := range items[1:] {
-		e.At = it.At
+		e.At, e.Uncertain = it.At, it.Uncertain
 		attrs := slices.DeleteFunc(slices.Clone(e.Attrs), func(a Attr) bool {
 			return slices.ContainsFunc(it.Attrs, func(b Attr) bool { return a.Name == b.Name })
 		})
@@ -346,6 +382,9 @@ func (s *Sink) fit(slots []*slot) int {
 
 func (s *Sink) request(slots []*slot) Request {
 	r := Request{Method: http.MethodPost, URL: s.cfg.URL + s.dialect.path, Header: http.Header{}}
+	if s.unsettled(slots) {
+		r.URL += s.dialect.override
+	}
 	r.Body = append(r.Body, s.dialect.head...)
 	for i, sl := range slots {
 		if i > 0 {
@@ -371,6 +410,26 @@ func (s *Sink) request(slots []*slot) Request {
 		set("Fiware-ServicePath", s.cfg.ServicePath)
 	}
 	return r
+}
+
+// unsettled reports whether slots have to take a timeUncertain off that the broker
+// may hold: of this process's, or of one before it.
+func (s *Sink) unsettled(slots []*slot) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	marked := map[string]bool{}
+	for _, sl := range slots {
+		for _, it := range sl.items {
+			if it.At.IsZero() {
+				continue
+			}
+			if it.Uncertain == "" && (marked[it.ID] || !s.settled[it.ID]) {
+				return true
+			}
+			marked[it.ID] = it.Uncertain != ""
+		}
+	}
+	return false
 }
 
 // contextURL is where the official @context of a subject is, unless configured.
@@ -515,6 +574,9 @@ func (t *try) accept(slots []*slot) {
 		for _, it := range sl.items {
 			if it.reading == none {
 				t.devices[it.ID] = time.Now()
+			}
+			if !it.At.IsZero() {
+				t.settled[it.ID] = it.Uncertain == ""
 			}
 		}
 	}

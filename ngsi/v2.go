@@ -39,7 +39,10 @@ func appendV2(dst []byte, e *Entity) []byte {
 		dst = append(dst, v2Type(a)...)
 		dst = append(dst, `","value":`...)
 		dst = appendValue(dst, a)
-		if a.Kind != Time && !a.At.IsZero() {
+		switch {
+		case a.Kind == Time:
+			dst = appendUncertainV2(dst, `,"metadata":{`, a.Uncertain, `}`)
+		case !a.At.IsZero():
 			dst = append(dst, `,"metadata":{`...)
 			if a.Unit != "" {
 				dst = append(dst, `"unitCode":{"type":"Text","value":`...)
@@ -48,16 +51,32 @@ func appendV2(dst []byte, e *Entity) []byte {
 			}
 			dst = append(dst, `"TimeInstant":{"type":"DateTime","value":`...)
 			dst = appendTime(dst, a.At)
-			dst = append(dst, `}}`...)
+			dst = append(dst, '}')
+			dst = appendUncertainV2(dst, `,`, a.Uncertain, ``)
+			dst = append(dst, '}')
 		}
 		dst = append(dst, '}')
 	}
 	if !e.At.IsZero() {
 		dst = append(dst, `,"TimeInstant":{"type":"DateTime","value":`...)
 		dst = appendTime(dst, e.At)
+		dst = appendUncertainV2(dst, `,"metadata":{`, e.Uncertain, `}`)
 		dst = append(dst, '}')
 	}
 	return append(dst, '}')
+}
+
+// appendUncertainV2 appends the metadata that says how uncertain a time is; of a
+// certain one, nothing.
+func appendUncertainV2(dst []byte, before, uncertain, after string) []byte {
+	if uncertain == "" {
+		return dst
+	}
+	dst = append(dst, before...)
+	dst = append(dst, `"timeUncertain":{"type":"Text","value":`...)
+	dst = appendString(dst, uncertain)
+	dst = append(dst, '}')
+	return append(dst, after...)
 }
 
 // forbidden is what Orion refuses in values of any type but TextUnrestricted.

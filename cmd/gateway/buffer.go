@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -83,14 +84,14 @@ func (c *control) handler() http.Handler {
 		found, err := q.Check()
 		answer(w, found, err)
 	})
-	mux.HandleFunc("GET /rejects", func(w http.ResponseWriter, _ *http.Request) { answer(w, rejectRows(q.Rejects()), nil) })
+	mux.HandleFunc("GET /rejects", func(w http.ResponseWriter, _ *http.Request) { answer(w, rejectRows(c.keep.clock, q.Rejects()), nil) })
 	mux.HandleFunc("POST /repair", func(w http.ResponseWriter, _ *http.Request) {
 		err := q.Repair()
 		answer(w, c.state(), err)
 	})
 	mux.HandleFunc("GET /export", func(w http.ResponseWriter, _ *http.Request) {
 		enc := json.NewEncoder(w)
-		if err := q.Each(func(r gateway.Reading) error { return enc.Encode(c.keep.mend(r)) }); err != nil {
+		if err := q.Each(func(r gateway.Reading) error { return enc.Encode(asLogReading(c.keep.clock, r)) }); err != nil {
 			panic(http.ErrAbortHandler) // the client sees that it is not all
 		}
 	})
@@ -140,11 +141,11 @@ func stateOf(dir string, s buffer.Stats, refused uint64) logState {
 
 // logReading is a reading as the export has it.
 type logReading struct {
-	Sensor  string            `json:"sensor"`
-	Time    time.Time         `json:"time"`
-	Between []time.Time       `json:"between,omitempty"` // the true time lies there
-	Values  map[string]any    `json:"values"`
-	Units   map[string]string `json:"units,omitempty"`
+	Sensor    string            `json:"sensor"`
+	Time      time.Time         `json:"time"`
+	Uncertain bool              `json:"time_uncertain,omitempty"` // the clock was not right then, and is not known to have been put right
+	Values    map[string]any    `json:"values"`
+	Units     map[string]string `json:"units,omitempty"`
 }
 
 type rejectRow struct {
@@ -154,16 +155,18 @@ type rejectRow struct {
 	Reading logReading `json:"reading"`
 }
 
-func rejectRows(list []buffer.Rejected[gateway.Reading]) []rejectRow {
+func rejectRows(clock *gateway.Clock, list []buffer.Rejected[gateway.Reading]) []rejectRow {
 	rows := []rejectRow{}
 	for _, r := range list {
-		rows = append(rows, rejectRow{r.Uplink, r.At, r.Why, asLogReading(r.Record)})
+		rows = append(rows, rejectRow{r.Uplink, r.At, r.Why, asLogReading(clock, r.Record)})
 	}
 	return rows
 }
 
-func asLogReading(r gateway.Reading) logReading {
-	x := logReading{Sensor: r.Sensor, Time: r.At.Wall.UTC(), Values: map[string]any{}, Units: map[string]string{}}
+// asLogReading is a reading with its time put right as far as the clock can.
+func asLogReading(clock *gateway.Clock, r gateway.Reading) logReading {
+	at, ok := clock.Mend(r.At)
+	x := logReading{Sensor: r.Sensor, Time: at.Wall.UTC(), Uncertain: !ok || !at.Earliest.IsZero(), Values: map[string]any{}, Units: map[string]string{}}
 	for _, v := range r.Values {
 		x.Values[string(v.Quantity)] = v.V
 		if u := v.Quantity.Unit(); u != "" {
@@ -181,6 +184,8 @@ func (x logReading) reading() gateway.Reading {
 	}
 	return r
 }
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // errNoDaemon: nobody answers at the socket.
 var errNoDaemon = errors.New("no daemon answers")
@@ -308,7 +313,7 @@ them. The daemon does the same by itself whenever it starts.`,
 			err = askJSON(cmd.Context(), dir, http.MethodGet, "/rejects", &rows)
 			if errors.Is(err, errNoDaemon) {
 				list, failed := buffer.ExportRejects(dir, gateway.Codec{}, inspectApart)
-				rows, err = rejectRows(list), explainDir(dir, failed)
+				rows, err = rejectRows(openClock(filepath.Join(dir, bootsName), quiet), list), explainDir(dir, failed)
 			}
 			if err != nil {
 				return err
@@ -478,7 +483,7 @@ says, /ngsi-ld/v1/entityOperations/upsert.`,
 			if err != nil {
 				return statusError{fmt.Errorf("NGSI needs the sensors' configuration: %w", err), exitConfig}
 			}
-			if sink, err = newSink(c, slog.New(slog.DiscardHandler)); err != nil {
+			if sink, err = newSink(c, gateway.NewClock(), quiet); err != nil {
 				return err
 			}
 			defer sink.Close()
@@ -509,14 +514,16 @@ func exporter(format string, out *bufio.Writer, sink *ngsi.Sink) (write func(log
 		return func(r logReading) error { return enc.Encode(r) }, func() error { return nil }, nil
 	case "csv":
 		w := csv.NewWriter(out)
-		head := w.Write([]string{"time", "sensor", "quantity", "value", "unit"})
+		if err := w.Write([]string{"time", "sensor", "quantity", "value", "unit", "time_uncertain"}); err != nil {
+			return nil, nil, err
+		}
 		return func(r logReading) error {
 				for _, q := range sortedKeys(r.Values) {
-					if err := w.Write([]string{r.Time.Format("2006-01-02T15:04:05.000Z07:00"), r.Sensor, q, fmt.Sprint(r.Values[q]), r.Units[q]}); err != nil {
+					if err := w.Write([]string{r.Time.Format("2006-01-02T15:04:05.000Z07:00"), r.Sensor, q, fmt.Sprint(r.Values[q]), r.Units[q], strconv.FormatBool(r.Uncertain)}); err != nil {
 						return err
 					}
 				}
-				return head
+				return nil
 			}, func() error {
 				w.Flush()
 				return w.Error()
@@ -568,7 +575,12 @@ func exportLog(ctx context.Context, dir string, write func(logReading) error, sa
 }
 
 func exportFiles(path string, write func(logReading) error, says io.Writer) error {
-	files, err := buffer.Export(path, gateway.Codec{}, inspectApart, func(r gateway.Reading) error { return write(asLogReading(r)) })
+	dir := path
+	if i, err := os.Stat(path); err == nil && !i.IsDir() {
+		dir = filepath.Dir(path)
+	}
+	clock := openClock(filepath.Join(dir, bootsName), quiet)
+	files, err := buffer.Export(path, gateway.Codec{}, inspectApart, func(r gateway.Reading) error { return write(asLogReading(clock, r)) })
 	for _, f := range files {
 		if f.Damage != nil {
 			fmt.Fprintf(says, "gateway: %s is damaged (%v): %d readings in it are whole; some may have been delivered before\n", f.Path, f.Damage, f.Records)

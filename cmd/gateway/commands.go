@@ -203,6 +203,9 @@ log:                             # keeps readings while the broker is away
   # max_age: 0s                  # older readings are dropped; 0s: kept whatever their age
   # min_free_disk: 200MiB        # of the card, that the log leaves free
 
+clock:                           # a Pi starts with a wrong clock: readings wait until it is set
+  hold: 10m                      # so long at most while the broker can be reached; 0s: do not wait
+
 live:
   http:
     # listen: 127.0.0.1:8080     # :8080 shows readings to the whole network; off

@@ -28,6 +28,7 @@ type config struct {
 	Gateway gatewayConfig  `yaml:"gateway"`
 	Broker  brokerConfig   `yaml:"broker"`
 	Log     logConfig      `yaml:"log"`
+	Clock   clockConfig    `yaml:"clock"`
 	Live    liveConfig     `yaml:"live"`
 	Sensors []sensorConfig `yaml:"-"`
 }
@@ -69,6 +70,10 @@ type logConfig struct {
 	MinFree byteSize      `yaml:"min_free_disk"`
 	MaxAge  time.Duration `yaml:"max_age"`
 	Full    string        `yaml:"full"`
+}
+
+type clockConfig struct {
+	Hold time.Duration `yaml:"hold"`
 }
 
 type liveConfig struct {
@@ -123,6 +128,7 @@ func defaultConfig() config {
 		Gateway: gatewayConfig{ID: host, Site: "indoor"},
 		Broker:  brokerConfig{API: "ngsi-v2", ServicePath: "/", Timeout: 30 * time.Second, Auth: authConfig{Header: "bearer"}},
 		Log:     logConfig{Dir: stateDir(), Window: time.Second, MaxSize: 256 << 20, MinFree: 200 << 20, Full: string(buffer.DropOldest)},
+		Clock:   clockConfig{Hold: 10 * time.Minute},
 		Live:    liveConfig{HTTP: httpConfig{Listen: "127.0.0.1:8080"}},
 	}
 }
@@ -167,6 +173,7 @@ func readConfig(file string, src []byte) (*config, error) {
 	d.gateway(root, &c.Gateway)
 	d.broker(root, &c.Broker)
 	d.log(root, &c.Log)
+	d.clock(root, &c.Clock)
 	d.live(root, &c.Live)
 	if sensors.List.Kind != 0 {
 		d.sensors(&sensors.List, &c)
@@ -197,7 +204,7 @@ func (d *decoder) document(root *yaml.Node, c *config, sensors *yaml.Node) {
 		if x := &d.list[i]; x.path == "sensors" {
 			x.text = "the key is here a second time: keep one"
 		} else if strings.HasPrefix(x.text, "unknown key") && !strings.Contains(x.path, ".") {
-			x.text = "unknown key" + suggest(x.path, []string{"broker", "gateway", "live", "log", "sensors"})
+			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "gateway", "live", "log", "sensors"})
 		}
 	}
 }
@@ -329,6 +336,12 @@ func (d *decoder) log(root *yaml.Node, l *logConfig) {
 		d.addf(d.at(&l.MaxAge, root), "log.max_age", "%v is less than a minute; 0s keeps readings of any age, 2160h three months", l.MaxAge)
 	}
 	d.oneOf(&l.Full, root, "log.full", string(buffer.DropOldest), string(buffer.ThinOldest), string(buffer.DropNewest))
+}
+
+func (d *decoder) clock(root *yaml.Node, c *clockConfig) {
+	if c.Hold < 0 || c.Hold > 30*24*time.Hour {
+		d.addf(d.at(&c.Hold, root), "clock.hold", "%v is outside 0s..720h", c.Hold)
+	}
 }
 
 func (d *decoder) live(root *yaml.Node, l *liveConfig) {

@@ -26,6 +26,7 @@ func TestConfigFaults(t *testing.T) {
 		"wrong type":        {good + "log: {max_size: [1]}\n", []string{"x.yaml:3:17: log.max_size: want one value, got a list of 1"}},
 		"wrong type: bool":  {sensor("  - {name: a, driver: bh1750, shared: 1}\n"), []string{"x.yaml:4:", "sensors[0].shared: want true or false"}},
 		"wrong type: list":  {good + "sensors: 5\n", []string{"x.yaml:3:10: sensors: want a list"}},
+		"hold negative":     {good + "clock: {hold: -1s}\n", []string{"x.yaml:3:15: clock.hold: -1s is outside 0s..720h"}},
 		"wrong type: text":  {good + "live: hello\n", []string{`x.yaml:3:7: live: want keys and values`, `got "hello"`}},
 		"null":              {good + "log:\n  dir:\n", []string{"x.yaml:4:", "log.dir: there is no value"}},
 		"unknown key":       {good + "borker: {}\n", []string{`x.yaml:3:1: borker: unknown key: did you mean "broker"?`, "3 | borker: {}", "| ^"}},

@@ -127,6 +127,7 @@ func demo(ctx context.Context, f demoFlags, out io.Writer) error {
 		return err
 	}
 	defer closeLog()
+	p.trust = true
 	show.begin(fmt.Sprintf("%d simulated sensors, a day in %s. Ctrl-C ends it.", len(c.Sensors), day(f.speed)), askWith(f.api, url, f.listen))
 	err = serve(ctx, c, p, nil, func(*config) {}, func() {})
 	show.end(fmt.Sprintf("Ended. %d entities were written to the broker; %d readings wait in the log.", broker.Stats().Updates, p.queue.Stats().Depth))

@@ -20,6 +20,7 @@ import (
 type keeper struct {
 	board   *live.Board
 	queue   *buffer.Log[gateway.Reading]
+	clock   *gateway.Clock
 	log     *slog.Logger
 	refused atomic.Uint64 // readings that the log did not take
 
@@ -49,9 +50,6 @@ func (k *keeper) put(r gateway.Reading) {
 	k.failing = err != nil
 }
 
-// mend is a reading of the log as it is shown.
-func (k *keeper) mend(r gateway.Reading) logReading { return asLogReading(r) }
-
 // committer is the log's own task.
 type committer struct{ *buffer.Log[gateway.Reading] }
 
@@ -59,8 +57,8 @@ func (committer) String() string { return "log" }
 
 // openLog opens the log and says what is wrong with it. It fails only when
 // another gateway has it: without a disk it keeps readings in memory.
-func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
-	q, err := buffer.Open(c.Log.Dir, gateway.Codec{}, buffer.Options{
+func openLog(c *config, clock *gateway.Clock, log *slog.Logger) (*buffer.Log[gateway.Reading], error) {
+	q, err := buffer.Open(c.Log.Dir, records{clock: clock}, buffer.Options{
 		Window: c.Log.Window, MaxSize: int64(c.Log.MaxSize), MinFree: int64(c.Log.MinFree),
 		Full: buffer.Policy(c.Log.Full), MaxAge: c.Log.MaxAge,
 		Verify: inspectApart,
@@ -82,6 +80,9 @@ func openLog(c *config, log *slog.Logger) (*buffer.Log[gateway.Reading], error) 
 	s := q.Stats()
 	if s.Volatile != "" && s.Failing == nil {
 		log.Warn("the log is not durable: a power cut empties it; put it on a disk, `log: {dir: ...}`", "dir", c.Log.Dir, "on", s.Volatile)
+	}
+	if r, ok := q.Last(); ok {
+		clock.Saw(r.At)
 	}
 	if s.Depth > 0 {
 		log.Info("readings wait from before", "waiting", s.Depth)

@@ -63,6 +63,7 @@ func TestKill9(t *testing.T) {
 	if err := os.WriteFile(file, fmt.Appendf(nil, `gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}
 broker: {url: "http://%s"}
 log: {dir: %q, window: 0s}
+clock: {hold: 0s}
 live: {http: {listen: %q}}
 sensors:
   - {name: window, driver: sht4x, interval: 100ms}

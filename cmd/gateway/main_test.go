@@ -303,8 +303,61 @@ sensors:
 	for _, x := range append(plan.sensing, plan.uplinks...) {
 		got = append(got, x.String())
 	}
-	if want := []string{`sensor "room"`, `sensor "door"`, "live view on 127.0.0.1:8080", "uplink ngsi-ld http://broker:1026"}; !slices.Equal(got, want) {
+	if want := []string{`sensor "room"`, `sensor "door"`, "live view on 127.0.0.1:8080", "clock", "uplink ngsi-ld http://broker:1026"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Where the clock learns the time; what it knows is shown, and kept beside the log.
+func TestClockParts(t *testing.T) {
+	dir := t.TempDir()
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1}\nbroker: {url: \"http://broker:1026\"}\nlog: {dir: %q}\nclock: {hold: 5m}\n", dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "boots.json")
+	for name, x := range map[string]struct {
+		change  func(*parts)
+		hold    time.Duration
+		sources string
+	}{
+		"run":     {func(*parts) {}, 5 * time.Minute, "timesyncd timedate1 broker"},
+		"demo":    {func(p *parts) { p.trust = true }, 5 * time.Minute, "machine"},
+		"dry run": {func(p *parts) { p.printTo = io.Discard }, 0, "timesyncd timedate1"},
+	} {
+		var log syncBuffer
+		if err := os.WriteFile(file, []byte("torn"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, closeLog, err := newParts(c, simulated{}, newLogger(&log))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.change(p)
+		if _, err := buildTasks(c, p); err != nil {
+			t.Fatal(err)
+		}
+		var sources []string
+		for _, s := range p.clock.Sources {
+			sources = append(sources, s.Name)
+		}
+		if got := strings.Join(sources, " "); got != x.sources || p.clock.Hold != x.hold {
+			t.Errorf("%s: %s, hold %v", name, got, p.clock.Hold)
+		}
+		var metrics strings.Builder
+		writeClock(&metrics, p.clock)
+		for _, want := range append(sources, "gateway_clock_steps_total 0", "gateway_clock_error_seconds 0", "gateway_clock_holds_readings") {
+			if !strings.Contains(metrics.String(), want) {
+				t.Errorf("%s: %q is not in:\n%s", name, want, metrics.String())
+			}
+		}
+		closeLog()
+		if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), `"boots":[{"id":"`) {
+			t.Errorf("%s: %s, %v", name, b, err)
+		}
+		if n := strings.Count(log.String(), "earlier boots is lost"); n != 1 {
+			t.Errorf("%s: %s", name, log.String())
+		}
 	}
 }
 
@@ -346,7 +399,7 @@ func TestDaemon(t *testing.T) {
 		return start(brokerTask{broker, ln})
 	}
 	text := func(sensors string) string {
-		return fmt.Sprintf("gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}\nbroker: {url: \"http://%s\"}\nlog: {dir: %q, window: 50ms}\nlive: {http: {listen: %q}}\nsensors:\n%s",
+		return fmt.Sprintf("gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}\nbroker: {url: \"http://%s\"}\nlog: {dir: %q, window: 50ms}\nclock: {hold: 0s}\nlive: {http: {listen: %q}}\nsensors:\n%s",
 			address, filepath.Join(t.TempDir(), "log"), view, sensors)
 	}
 	const climate, light = "  - {name: climate, driver: bme280, interval: 100ms}\n", "  - {name: light, driver: bh1750, interval: 200ms}\n"

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -85,16 +86,18 @@ func notify(log *slog.Logger, states ...string) {
 
 // newParts opens the log and makes what stays over reloads.
 func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), error) {
-	q, err := openLog(c, log)
+	clock := openClock(filepath.Join(c.Log.Dir, bootsName), log)
+	q, err := openLog(c, clock, log)
 	if err != nil {
 		return nil, nil, err
 	}
 	board := &live.Board{}
 	p := &parts{
-		log: log, clock: gateway.NewClock(), opener: &drivers.Opener{Host: host},
-		queue: q, board: board, keep: &keeper{board: board, queue: q, log: log},
+		log: log, clock: clock, opener: &drivers.Opener{Host: host},
+		queue: q, board: board, keep: &keeper{board: board, queue: q, clock: clock, log: log},
 	}
 	return p, func() {
+		p.clock.Close()
 		if err := q.Close(); err != nil {
 			log.Error("log not closed", "why", err)
 		}

@@ -68,12 +68,13 @@ type parts struct {
 	board  *live.Board
 	keep   *keeper
 
+	trust   bool      // the machine's clock, as it is
 	printTo io.Writer // where a dry run shows what it does not send; else nil
 }
 
 // buildTasks turns a configuration into tasks. It opens nothing.
 func buildTasks(c *config, p *parts) (*plan, error) {
-	broker, err := newSink(c, p.log)
+	broker, err := newSink(c, p.clock, p.log)
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +86,9 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	forwarder := &gateway.Forwarder{Queue: cursor, Sink: sink, Log: p.log}
-	plan := &plan{uplinks: []task{forwarder}, close: broker.Close}
+	p.follow(c, broker)
+	forwarder := &gateway.Forwarder{Queue: cursor, Sink: sink, Dater: p.clock, Log: p.log}
+	plan := &plan{uplinks: []task{p.clock, forwarder}, close: broker.Close}
 	var lines []live.Sensor
 	for i := range c.Sensors {
 		s := &c.Sensors[i]
@@ -106,10 +108,11 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 	p.board.Reset(lines)
 	if listen := c.Live.HTTP.Listen; listen != "off" {
 		plan.view = &live.Server{
-			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Log: p.log,
+			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Clock: p.clock, Log: p.log,
 			Metrics: func(w io.Writer) {
 				p.keep.writeMetrics(w)
 				writeMetrics(w, forwarder.Stats())
+				writeClock(w, p.clock)
 			},
 		}
 		plan.sensing = append(plan.sensing, plan.view)
@@ -118,12 +121,13 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 }
 
 // newSink is the configured broker.
-func newSink(c *config, log *slog.Logger) (*ngsi.Sink, error) {
+func newSink(c *config, clock *gateway.Clock, log *slog.Logger) (*ngsi.Sink, error) {
 	m := newMapper(c)
 	tls, err := ngsi.TLS(c.Broker.CAFile)
 	if err != nil {
 		return nil, err
 	}
+	tls.Time = clock.Now // with the machine's clock in the past, no certificate would be valid yet
 	var token func() (string, error)
 	if c.Broker.Auth != (authConfig{Header: c.Broker.Auth.Header}) {
 		token = c.Broker.Auth.token
