@@ -67,6 +67,9 @@ var zstdTools = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
 	return enc, dec
 })
 
+// bodies are decompressed in turn in the same memory.
+var bodies = sync.Pool{New: func() any { return new([]byte) }}
+
 // blockInfo is what a block says of itself, and where it lies.
 type blockInfo struct {
 	first uint64
@@ -74,7 +77,7 @@ type blockInfo struct {
 	span  uint32 // sequence numbers it stands for, at least count
 	size  uint32 // on disk
 	gen   uint32
-	tail  bool // it lies in its segment's tail
+	near  bool // it lies at the top of its segment
 }
 
 // end is the sequence number after the block's last record. Those from there to
@@ -149,7 +152,7 @@ func parseBlock(b []byte) (blockInfo, error) {
 	return i, nil
 }
 
-// parseValue is parseBlock of a value of bbolt, under its key.
+// parseValue is parseBlock of a value of bbolt, in the bucket key.
 func parseValue(key, b []byte) (blockInfo, error) {
 	i, err := parseBlock(b)
 	if err == nil && (len(key) != 8 || i.first != binary.BigEndian.Uint64(key) || int(i.size) != len(b)) {
@@ -168,9 +171,12 @@ func unpack[R any](codec Codec[R], b []byte) (blockInfo, []R, error) {
 	switch b[4] {
 	case bodyZstd:
 		_, dec := zstdTools()
-		if body, err = dec.DecodeAll(body, nil); err != nil {
+		plain := bodies.Get().(*[]byte)
+		defer bodies.Put(plain) // what the codec has decoded is a copy
+		if body, err = dec.DecodeAll(body, (*plain)[:0]); err != nil {
 			return i, nil, fmt.Errorf("%w: %w", errDamaged, err)
 		}
+		*plain = body
 	case bodyPlain:
 	default:
 		return i, nil, fmt.Errorf("%w: compression %d", errNewer, b[4])

@@ -83,7 +83,8 @@ func (c *Cursor[R]) Ack(end uint64) {
 
 // Peek returns up to limit of the oldest records not acknowledged, and the
 // sequence number after the last of them, to be given to Ack. It never blocks
-// for new ones. A damaged block is passed over and counted.
+// for new ones. A damaged block is passed over and counted. The records must not
+// be changed.
 func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 	l := c.log
 	l.files.RLock()
@@ -129,7 +130,7 @@ func (c *Cursor[R]) read(from uint64, limit int) (rs []R, end uint64, err error)
 		}
 		at := int(max(end, info.first) - info.first)
 		take := min(len(c.records)-at, limit-len(rs))
-		rs = append(rs, c.records[at:at+take]...)
+		rs = extend(rs, c.records[at:at+take])
 		if end = info.first + uint64(at+take); end == info.end() {
 			end = info.cover()
 		}
@@ -141,10 +142,19 @@ func (c *Cursor[R]) read(from uint64, limit int) (rs []R, end uint64, err error)
 	if first := l.recentFirst(); len(rs) < limit && end < l.next && len(l.recent) > 0 {
 		at := int(max(end, first) - first)
 		take := min(len(l.recent)-at, limit-len(rs))
-		rs = append(rs, l.recent[at:at+take]...)
+		rs = extend(rs, l.recent[at:at+take])
 		end = first + uint64(at+take)
 	}
 	return rs, end, nil
+}
+
+// extend is append that takes over the first records as they are: records are
+// never changed.
+func extend[R any](rs, more []R) []R {
+	if len(rs) == 0 {
+		return more[:len(more):len(more)]
+	}
+	return append(rs, more...)
 }
 
 // find is the first block that ends after pos. files is held.

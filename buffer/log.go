@@ -40,7 +40,8 @@ type Codec[R any] interface {
 	Check(R) error
 	// Append packs records into the body of a block.
 	Append(dst []byte, rs []R) ([]byte, error)
-	// Decode returns exactly the n records that Append packed, or an error.
+	// Decode returns exactly the n records that Append packed, or an error. It must
+	// keep nothing of src.
 	Decode(src []byte, n int) ([]R, error)
 }
 
@@ -385,16 +386,19 @@ func (l *Log[R]) acknowledged() uint64 {
 
 // batch is what one commit writes.
 type batch struct {
-	sealed    []blockInfo // to blocks
-	blocks    [][]byte
-	tail      blockInfo // to the tail; count 0: it is emptied
-	packed    []byte
-	fresh     bool // there are records to write: the tail is replaced
-	drained   []blockInfo
+	fresh  bool        // there are records to write: sealed and tail say where
+	full   *blockInfo  // the tail as it is on disk, which stays so
+	sealed []blockInfo // new blocks
+	blocks [][]byte
+	tail   blockInfo // the block that the next commit may fill up; count 0: none
+	packed []byte
+
+	first     uint64 // of the records in memory
 	end       uint64
+	drained   []blockInfo // to be deleted
+	move      []blockInfo // from the top into blocks
 	positions map[string]uint64
 	rejects   []reject
-	firstSeq  uint64
 }
 
 // write is commit without its bookkeeping. commitMu is held, the log attached.
@@ -402,7 +406,7 @@ func (l *Log[R]) write() error {
 	l.mu.Lock()
 	done := l.acknowledged()
 	l.trim(done)
-	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)], firstSeq: l.recentFirst()}
+	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)], first: l.recentFirst()}
 	b.fresh = l.next > l.onDisk
 	maps.Copy(b.positions, l.stored)
 	for name, c := range l.cursors {
@@ -447,7 +451,7 @@ func (l *Log[R]) writeBatch(b *batch) error {
 		return err
 	}
 	var full error
-	if err := l.pack(b, s); err != nil {
+	if err := l.pack(b); err != nil {
 		return err
 	}
 	bytes := int64(len(b.packed)) // of blocks
@@ -455,7 +459,7 @@ func (l *Log[R]) writeBatch(b *batch) error {
 		bytes += int64(len(block))
 	}
 	if b.fresh {
-		if err := l.room(s, bytes); err != nil && !errors.Is(err, ErrFull) {
+		if err := l.room(s, len(b.sealed)+1, bytes); err != nil && !errors.Is(err, ErrFull) {
 			return err
 		} else if err != nil { // what has been delivered makes room for what comes next
 			full, b.fresh, b.end = err, false, s.end
@@ -463,10 +467,16 @@ func (l *Log[R]) writeBatch(b *batch) error {
 	}
 	l.mu.Lock()
 	b.drained = s.blocks[:s.drained(l.acknowledged())]
+	was := l.tail
 	l.mu.Unlock()
+	rest := s.blocks[len(b.drained):]
+	near := slices.IndexFunc(rest, func(i blockInfo) bool { return i.near })
+	if near >= 0 && len(rest)-near+len(b.sealed) >= maxNear {
+		b.move = rest[near:]
+	}
 	reject := l.reject
 	if err := s.use(func(db *bolt.DB) error {
-		return db.Update(func(tx *bolt.Tx) error { return l.fill(tx, b, &reject) })
+		return db.Update(func(tx *bolt.Tx) error { return l.fill(tx, b, was, &reject) })
 	}); err != nil {
 		l.suspect = true
 		return fmt.Errorf("write %s: %w", filepath.Base(s.path), err)
@@ -476,12 +486,15 @@ func (l *Log[R]) writeBatch(b *batch) error {
 	defer l.files.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	rest := s.blocks[len(b.drained):]
+	for k := range b.move {
+		b.move[k].near = false
+	}
+	s.blocks = rest
 	if b.fresh {
-		if n := len(rest); n > 0 && rest[n-1].tail {
-			rest = rest[:n-1] // lifted: it is the first of sealed
+		if b.full != nil {
+			s.blocks = append(s.blocks, *b.full)
 		}
-		s.blocks = append(rest, b.sealed...)
+		s.blocks = append(s.blocks, b.sealed...)
 		s.end = b.end
 		l.tail, l.packed = b.tail, b.packed
 		from := b.end
@@ -490,8 +503,6 @@ func (l *Log[R]) writeBatch(b *batch) error {
 		}
 		l.recent = slices.Clone(l.recent[max(from, l.recentFirst())-l.recentFirst():])
 		l.onDisk = max(l.onDisk, b.end)
-	} else {
-		s.blocks = rest
 	}
 	l.rejects = slices.Clone(l.rejects[len(b.rejects):])
 	l.stored, l.reject = b.positions, reject
@@ -503,30 +514,21 @@ func (l *Log[R]) writeBatch(b *batch) error {
 	return full
 }
 
-// pack makes the blocks of a batch. Records that fill less than a page go to the
+// pack makes the blocks of a batch. Records that fill less than a page become the
 // tail, which the next commit packs again with what has come; a tail that would
-// outgrow its page is sealed as it is.
-func (l *Log[R]) pack(b *batch, s *segment) error {
+// outgrow its page stays as it is.
+func (l *Log[R]) pack(b *batch) error {
 	if !b.fresh {
 		return nil
 	}
 	l.mu.Lock()
-	first, rs := b.firstSeq, l.recent[:b.end-b.firstSeq:b.end-b.firstSeq]
-	tail, packed, onDisk, done := l.tail, l.packed, l.onDisk, l.acknowledged()
+	first, rs := b.first, l.recent[:b.end-b.first:b.end-b.first]
+	tail, onDisk := l.tail, max(l.onDisk, b.first)
 	l.mu.Unlock()
 	gen := l.mark.Generation
-	if n := len(s.blocks); n > 0 && s.blocks[n-1].tail && s.blocks[n-1].cover() > done { // of a segment that was opened again
-		lifted, err := s.block(s.blocks[n-1])
-		if err != nil {
-			return err
-		}
-		i := s.blocks[n-1]
-		i.tail = false
-		b.sealed, b.blocks = append(b.sealed, i), append(b.blocks, lifted)
-	}
-	if tail.count > 0 {
+	if tail.count > 0 && onDisk > first { // else all of it is acknowledged
 		if l.fits(tail, len(rs)) {
-			block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen}, rs)
+			block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen, near: true}, rs)
 			if err != nil {
 				return err
 			}
@@ -535,12 +537,12 @@ func (l *Log[R]) pack(b *batch, s *segment) error {
 				return nil
 			}
 		}
-		b.sealed, b.blocks = append(b.sealed, tail), append(b.blocks, packed)
+		b.full = &tail
 		rs, first = rs[onDisk-first:], onDisk
 	}
 	for len(rs) > 0 {
 		n := min(len(rs), maxBlock)
-		block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen}, rs[:n])
+		block, i, err := pack(nil, l.codec, blockInfo{first: first, gen: gen, near: true}, rs[:n])
 		if err != nil {
 			return err
 		}
@@ -560,34 +562,33 @@ func (l *Log[R]) fits(tail blockInfo, n int) bool {
 	return n <= maxBlock && int(tail.size)*n/int(tail.count) < maxTail*3/2
 }
 
-// fill is the transaction.
-func (l *Log[R]) fill(tx *bolt.Tx, b *batch, reject *uint64) error {
+// fill is the transaction. was is the tail as it is on disk.
+func (l *Log[R]) fill(tx *bolt.Tx, b *batch, was blockInfo, reject *uint64) error {
+	for _, d := range b.drained {
+		if err := holderOf(tx, d).DeleteBucket(seqKey(d.first)); err != nil {
+			return err
+		}
+	}
 	blocks := tx.Bucket(bucketBlocks)
 	blocks.FillPercent = 1 // keys only ever rise
-	for _, d := range b.drained {
-		bucket := blocks
-		if d.tail {
-			bucket = tx.Bucket(bucketTail)
-		}
-		if err := bucket.Delete(seqKey(d.first)); err != nil {
+	for _, i := range b.move {
+		if err := tx.MoveBucket(seqKey(i.first), nil, blocks); err != nil {
 			return err
 		}
 	}
 	if b.fresh {
-		// All that the tail holds is in the batch, or acknowledged.
-		for k, i := range b.sealed {
-			if err := blocks.Put(seqKey(i.first), b.blocks[k]); err != nil {
+		if was.count > 0 && b.full == nil && was.first != b.tail.first {
+			if err := tx.DeleteBucket(seqKey(was.first)); err != nil {
 				return err
 			}
 		}
-		tail := tx.Bucket(bucketTail)
-		if k, _ := tail.Cursor().First(); k != nil {
-			if err := tail.Delete(k); err != nil {
+		for k, i := range b.sealed {
+			if err := putBlock(tx, i.first, b.blocks[k]); err != nil {
 				return err
 			}
 		}
 		if b.tail.count > 0 {
-			if err := tail.Put(seqKey(b.tail.first), b.packed); err != nil {
+			if err := putBlock(tx, b.tail.first, b.packed); err != nil {
 				return err
 			}
 		}
@@ -700,9 +701,7 @@ func (l *Log[R]) seal(s *segment) {
 	defer l.mu.Unlock()
 	s.writable = false
 	if l.tail.count > 0 && l.tail.end() > l.acknowledged() {
-		i := l.tail
-		i.tail = true
-		s.blocks = append(s.blocks, i)
+		s.blocks = append(s.blocks, l.tail)
 		l.recent = slices.Clone(l.recent[max(l.onDisk, l.recentFirst())-l.recentFirst():])
 	}
 	l.tail, l.packed = blockInfo{}, nil

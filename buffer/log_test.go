@@ -651,7 +651,7 @@ func TestAnotherVersion(t *testing.T) {
 			}
 			b[3] = blockFormat + 1
 			binary.LittleEndian.PutUint32(b[crcAt:], blockCRC(b))
-			return tx.Bucket(bucketBlocks).Put(seqKey(11), b)
+			return putBlock(tx, 11, b)
 		})
 	}); err != nil {
 		t.Fatal(err)

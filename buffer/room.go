@@ -11,14 +11,11 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// room makes a segment ready to take n bytes of blocks.
-func (l *Log[R]) room(s *segment, n int64) error {
-	// A commit also writes the pages on the way to the blocks, and the few blocks
-	// that share a page with the first of them.
-	need := 2*n + 16*pageSize
-	for i := max(0, len(s.blocks)-4); i < len(s.blocks); i++ {
-		need += int64(s.blocks[i].size)
-	}
+// room makes a segment ready to take so many blocks, of n bytes together.
+func (l *Log[R]) room(s *segment, blocks int, n int64) error {
+	// A commit also writes the top, now and then the pages of the bucket of blocks,
+	// and of each block's last page only a part is used.
+	need := n + int64(blocks+16)*pageSize
 	for {
 		by, err := s.shortage(need, l.step)
 		if err != nil || by == 0 {
@@ -118,7 +115,7 @@ func (l *Log[R]) tally(reason string, s *segment, blocks []blockInfo, from uint6
 // written again.
 func (l *Log[R]) dropBlocks(s *segment) error {
 	n := (len(s.blocks) + 3) / 4
-	if n == 0 || s.blocks[n-1].tail {
+	if n == 0 {
 		return fmt.Errorf("the disk has less free than is to be left to others: %w", syscall.ENOSPC)
 	}
 	l.mu.Lock()
@@ -131,7 +128,7 @@ func (l *Log[R]) dropBlocks(s *segment) error {
 	err := s.use(func(db *bolt.DB) error {
 		return db.Update(func(tx *bolt.Tx) error {
 			for _, i := range s.blocks[:n] {
-				if err := tx.Bucket(bucketBlocks).Delete(seqKey(i.first)); err != nil {
+				if err := holderOf(tx, i).DeleteBucket(seqKey(i.first)); err != nil {
 					return err
 				}
 			}
@@ -353,7 +350,6 @@ func (l *Log[R]) thinBlock(thinner Thinner[R], b located) error {
 			l.mu.Unlock()
 			return nil
 		}
-		b.blockInfo.tail = false
 		return c.to.add([]blockInfo{b.blockInfo}, [][]byte{v})
 	}
 	rs, err := l.load(b.s, b.blockInfo)

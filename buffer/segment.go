@@ -17,24 +17,57 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// The buckets of a segment. All but blocks are small, so bbolt keeps them inside
-// its root page: a commit that fills the tail writes that page, at most one more
-// and the meta page.
+// The buckets of a segment. Besides them each block has a bucket of its own, named
+// by its first sequence number, big endian, with the block under blockKey: a page,
+// or some in a row, that no other block shares. New ones lie at the top, where they
+// cost a commit no more than that page, the top's and the meta page; when many have
+// come they move into "blocks", all at once and without being copied.
 var (
 	bucketMeta    = []byte("meta")    // "format", "level": 1 byte; "end": sequence number
-	bucketBlocks  = []byte("blocks")  // first sequence number, big endian → block
-	bucketTail    = []byte("tail")    // the same, at most one: the block that is still filled up
+	bucketBlocks  = []byte("blocks")  // blocks
 	bucketCursors = []byte("cursors") // uplink → sequence number, big endian
 	bucketRejects = []byte("rejects") // running number, big endian → JSON
 
-	buckets = [][]byte{bucketMeta, bucketBlocks, bucketTail, bucketCursors, bucketRejects}
+	buckets  = [][]byte{bucketMeta, bucketBlocks, bucketCursors, bucketRejects}
+	blockKey = []byte("b")
 )
 
 const (
 	segmentFormat = 2
 	pageSize      = 4096
-	maxTail       = pageSize - 16 - 16 - 8 // a block that fills a leaf page of its own
+	maxTail       = pageSize - 16 - 16 - 1 // a block that fills one page
+	maxNear       = 48                     // blocks at the top: what fits into its page
 )
+
+// holder is what has blocks: a transaction (the top), or its bucket of blocks.
+type holder interface {
+	Bucket(name []byte) *bolt.Bucket
+	CreateBucketIfNotExists(name []byte) (*bolt.Bucket, error)
+	DeleteBucket(name []byte) error
+}
+
+func holderOf(tx *bolt.Tx, i blockInfo) holder {
+	if i.near {
+		return tx
+	}
+	return tx.Bucket(bucketBlocks)
+}
+
+func putBlock(h holder, first uint64, block []byte) error {
+	b, err := h.CreateBucketIfNotExists(seqKey(first))
+	if err != nil {
+		return err
+	}
+	return b.Put(blockKey, block)
+}
+
+func getBlock(h holder, first uint64) []byte {
+	b := h.Bucket(seqKey(first))
+	if b == nil {
+		return nil
+	}
+	return b.Get(blockKey)
+}
 
 // segment is one bbolt file of the log. Only the last of a log is written to.
 type segment struct {
@@ -110,9 +143,9 @@ func newBuilder(dir string, first uint64) (*builder, error) {
 func (b *builder) add(infos []blockInfo, blocks [][]byte) error {
 	err := b.db.Update(func(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketBlocks)
-		bucket.FillPercent = 1
+		bucket.FillPercent = 1 // keys only ever rise
 		for k, i := range infos {
-			if err := bucket.Put(seqKey(i.first), blocks[k]); err != nil {
+			if err := putBlock(bucket, i.first, blocks[k]); err != nil {
 				return err
 			}
 		}
@@ -121,7 +154,10 @@ func (b *builder) add(infos []blockInfo, blocks [][]byte) error {
 	if err != nil {
 		return err
 	}
-	b.blocks = append(b.blocks, infos...)
+	for _, i := range infos {
+		i.near = false
+		b.blocks = append(b.blocks, i)
+	}
 	b.end = b.blocks[len(b.blocks)-1].cover()
 	return nil
 }
@@ -240,17 +276,13 @@ func (s *segment) close() error {
 
 // keepMapped is how much is read of a file that is only read before it is closed
 // and opened again: what has been read stays in the process's memory until then.
-const keepMapped = 4 << 20
+const keepMapped = 1 << 20
 
 // block returns a copy of a block, not checked.
 func (s *segment) block(i blockInfo) (b []byte, err error) {
 	err = s.use(func(db *bolt.DB) error {
 		return db.View(func(tx *bolt.Tx) error {
-			bucket := bucketBlocks
-			if i.tail {
-				bucket = bucketTail
-			}
-			v := tx.Bucket(bucket).Get(seqKey(i.first))
+			v := getBlock(holderOf(tx, i), i.first)
 			if v == nil {
 				return fmt.Errorf("%w: it is gone", errDamaged)
 			}

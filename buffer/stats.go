@@ -12,7 +12,7 @@ type Stats struct {
 	Size       int64                        // bytes of the files
 	Segments   int                          // files
 	Written    int64                        // bytes of blocks, since Open
-	Commits    int                          // since Open
+	Commits    uint64                       // since Open
 	Rejected   uint64                       // set aside since Open
 	Failing    error                        // of the last commit; nil: it succeeded
 	Volatile   string                       // why a power cut would empty the log: "memory", "tmpfs", "overlay"; "": it would not

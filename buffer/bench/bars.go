@@ -32,6 +32,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,6 +47,12 @@ import (
 const rounds = 3 // of which the median counts
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "inspect" { // what a log starts to look at its files
+		if err := buffer.InspectFor(os.Stdout, os.Args[2]); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "child" {
 		if err := child(os.Args[2], os.Args[3:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -167,6 +174,7 @@ func median(xs []float64) float64 {
 
 // openLog opens a log and runs it; stop ends both.
 func openLog(dir string, opt buffer.Options) (l *buffer.Log[gateway.Reading], c *buffer.Cursor[gateway.Reading], stop func() error, err error) {
+	opt.Verify = buffer.Apart("/proc/self/exe", "inspect")
 	if l, err = buffer.Open(dir, gateway.Codec{}, opt); err != nil {
 		return nil, nil, nil, err
 	}
@@ -691,7 +699,8 @@ type outageAnswer struct {
 
 // longOutage is 28 hours of made-up time.
 func longOutage(dir string) (a outageAnswer, err error) {
-	l, _, stop, err := openLog(dir, buffer.Options{Window: time.Second})
+	// A smaller log grows by smaller steps, so its size tells what a reading takes.
+	l, _, stop, err := openLog(dir, buffer.Options{Window: time.Second, MaxSize: 64 << 20})
 	if err != nil {
 		return a, err
 	}
@@ -782,6 +791,7 @@ type drainAnswer struct {
 }
 
 func drainChild(dir string) (a drainAnswer, err error) {
+	debug.SetGCPercent(50) // as the daemon does
 	start := time.Now()
 	l, c, stop, err := openLog(dir, buffer.Options{Window: time.Second})
 	if err != nil {

@@ -108,7 +108,7 @@ type logState struct {
 	Files      int                          `json:"files"`
 	Durable    string                       `json:"durable"` // or why not
 	Written    int64                        `json:"written_bytes,omitempty"`
-	Commits    int                          `json:"commits,omitempty"`
+	Commits    uint64                       `json:"commits,omitempty"`
 	Refused    uint64                       `json:"refused,omitempty"`
 	Rejected   uint64                       `json:"rejected,omitempty"`
 	Dropped    map[string]map[string]uint64 `json:"dropped,omitempty"` // reason → sensor → readings

@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -27,7 +28,10 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
-	log.SetOutput(io.Discard)    // periph's GPIO driver writes there what its callers are told anyway
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a Pi has processor time to spare rather than memory
+	}
+	log.SetOutput(io.Discard) // periph's GPIO driver writes there what its callers are told anyway
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
