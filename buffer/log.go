@@ -106,6 +106,7 @@ type Log[R any] struct {
 	retry    retry
 	carried  map[uint64][]byte // rejects of segments that were drained, by running number
 	clearing *clearing[R]
+	ceiling  int64     // of the size, while the disk has less free than MinFree; 0: it has more
 	aged     time.Time // when records were last looked at for their age
 
 	// files guards the list of segments and what they hold; it is taken before mu.
@@ -208,22 +209,11 @@ func (l *Log[R]) Put(rs ...R) error {
 			return fmt.Errorf("log %s: %w", l.dir, err)
 		}
 	}
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return fmt.Errorf("log %s: closed", l.dir)
-	}
 	if err := l.admit(rs); err != nil {
-		l.mu.Unlock()
 		return err
 	}
-	l.recent = append(l.recent, rs...)
-	l.next += uint64(len(rs))
-	l.arrived()
+	l.mu.Lock()
 	end, failing := l.next, l.failing
-	for _, c := range l.cursors {
-		c.signal()
-	}
 	l.mu.Unlock()
 	if l.opt.Window == 0 && planted != plantedEarlyAck {
 		failing = l.commit(end)
@@ -234,24 +224,43 @@ func (l *Log[R]) Put(rs ...R) error {
 	return nil
 }
 
-// admit makes room in memory for records, or refuses them. mu is held.
+// admit takes records into memory, or refuses them.
 func (l *Log[R]) admit(rs []R) error {
-	over := int(l.next-l.onDisk) + len(rs) - l.opt.MaxPending
-	full := errors.Is(l.failing, ErrFull)
+	l.mu.Lock()
+	tooMany := func() int { return int(l.next-l.onDisk) + len(rs) - l.opt.MaxPending }
+	alone := false // no commit is under way, which would write what is to go
+	if tooMany() > 0 && l.commitMu.TryLock() {
+		defer l.commitMu.Unlock()
+		l.mu.Unlock()
+		l.files.Lock()
+		defer l.files.Unlock()
+		l.mu.Lock()
+		alone = true
+	}
+	defer l.mu.Unlock()
+	over := tooMany()
 	switch {
-	case full:
+	case l.closed:
+		return fmt.Errorf("log %s: closed", l.dir)
+	case errors.Is(l.failing, ErrFull):
 		l.drop("full", rs)
 		return l.failing
-	case over <= 0:
-		return nil
-	case l.opt.Full == DropNewest || len(rs) > l.opt.MaxPending || l.failing == nil:
+	case over > 0 && (!alone || l.failing == nil || l.opt.Full == DropNewest || len(rs) > l.opt.MaxPending):
 		l.drop("memory", rs)
 		return fmt.Errorf("log %s: %d records wait in memory and cannot be written: %w", l.dir, l.next-l.onDisk, orBusy(l.failing))
+	case over > 0:
+		// The oldest that are in memory alone go. Those on disk are older, and stay.
+		l.sealTail()
+		l.drop("memory", l.recent[:over])
+		l.recent = slices.Clone(l.recent[over:])
+		l.onDisk = l.recentFirst()
 	}
-	first := l.onDisk
-	from := int(first - l.recentFirst())
-	l.drop("memory", l.recent[from:from+over])
-	l.raise(first + uint64(over))
+	l.recent = append(l.recent, rs...)
+	l.next += uint64(len(rs))
+	l.arrived()
+	for _, c := range l.cursors {
+		c.signal()
+	}
 	return nil
 }
 
@@ -393,7 +402,6 @@ type batch struct {
 	tail   blockInfo // the block that the next commit may fill up; count 0: none
 	packed []byte
 
-	first     uint64 // of the records in memory
 	end       uint64
 	drained   []blockInfo // to be deleted
 	move      []blockInfo // from the top into blocks
@@ -406,7 +414,7 @@ func (l *Log[R]) write() error {
 	l.mu.Lock()
 	done := l.acknowledged()
 	l.trim(done)
-	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)], first: l.recentFirst()}
+	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)]}
 	b.fresh = l.next > l.onDisk
 	maps.Copy(b.positions, l.stored)
 	for name, c := range l.cursors {
@@ -522,8 +530,9 @@ func (l *Log[R]) pack(b *batch) error {
 		return nil
 	}
 	l.mu.Lock()
-	first, rs := b.first, l.recent[:b.end-b.first:b.end-b.first]
-	tail, onDisk := l.tail, max(l.onDisk, b.first)
+	first := l.recentFirst() // not what it was before roll
+	rs := l.recent[: b.end-first : b.end-first]
+	tail, onDisk := l.tail, max(l.onDisk, first)
 	l.mu.Unlock()
 	gen := l.mark.Generation
 	if tail.count > 0 && onDisk > first { // else all of it is acknowledged
@@ -693,18 +702,29 @@ func (l *Log[R]) roll() (*segment, error) {
 	return fresh, nil
 }
 
-// seal makes the tail an ordinary block of a segment that is not written to any more.
+// seal ends the writing to a segment.
 func (l *Log[R]) seal(s *segment) {
 	l.files.Lock()
 	defer l.files.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.sealTail()
 	s.writable = false
-	if l.tail.count > 0 && l.tail.end() > l.acknowledged() {
+}
+
+// sealTail makes the tail an ordinary block of its segment: from then on it is on
+// disk alone. files and mu are held.
+func (l *Log[R]) sealTail() {
+	if l.tail.count == 0 {
+		return
+	}
+	if l.tail.end() > l.acknowledged() {
+		s := l.segments[len(l.segments)-1]
 		s.blocks = append(s.blocks, l.tail)
-		l.recent = slices.Clone(l.recent[max(l.onDisk, l.recentFirst())-l.recentFirst():])
 	}
 	l.tail, l.packed = blockInfo{}, nil
+	first := l.recentFirst()
+	l.recent = slices.Clone(l.recent[max(l.onDisk, first)-first:])
 }
 
 // carry takes over the rejects of a segment that is about to be deleted.

@@ -606,7 +606,7 @@ func TestDiskFails(t *testing.T) {
 		t.Errorf("told %v: want once that it fails, once that it does not", told)
 	}
 	got := drain(t, c, 1000)
-	check(t, got, append(numbers(1, 100), "one more", "and one"))
+	check(t, got, append([]string{"on disk"}, append(numbers(1, 100), "one more", "and one")...))
 }
 
 // newWords is a later version of words, which words cannot read.

@@ -128,7 +128,7 @@ func (l *Log[R]) open() (err error) {
 			damage = append(damage, d)
 		}
 	}
-	if len(paths) == 0 && m.End > done {
+	if len(paths) == 0 && m.End > max(done, 1) {
 		damage = append(damage, Damage{File: l.dir, Why: "its files are gone", Lost: m.End - max(done, 1)})
 	}
 	generation := m.Generation
@@ -168,6 +168,7 @@ func (l *Log[R]) open() (err error) {
 // renumber puts the records that were taken into memory before there was a disk
 // after those on it, which begin at next. files and mu are held.
 func (l *Log[R]) renumber(next uint64) {
+	l.trim(l.acknowledged())
 	first := l.recentFirst()
 	by := next - first
 	l.next += by
@@ -190,7 +191,10 @@ func (l *Log[R]) renumber(next uint64) {
 	l.epoch++ // what was peeked at before means other records now
 }
 
-// recheck looks at the last segment again after a write to it has failed.
+// recheck looks at the last segment again after a write to it has failed. What the
+// system has of the file then need not be what the disk has, and to write to it
+// again could cost what the disk has: so it is only read from now on, and what is
+// in memory goes to a new one, even what was in the old.
 func (l *Log[R]) recheck() error {
 	s := l.active()
 	if s == nil {
@@ -204,40 +208,46 @@ func (l *Log[R]) recheck() error {
 	if errors.Is(err, ErrUnreadable) {
 		return err
 	}
+	if err == nil && r.End < s.end {
+		err = fmt.Errorf("it ends before record %d, but had come to %d: its newest pages are gone", r.End, s.end)
+	}
 	l.mu.Lock()
-	stored, first := maps.Clone(l.stored), l.recentFirst()
+	stored, first := maps.Clone(l.stored), min(l.recentFirst(), s.end)
 	for name, c := range l.cursors {
 		stored[name] = c.pos
 	}
 	l.mu.Unlock()
+	others := l.segments[:len(l.segments)-1]
 	var fresh *segment
 	var d Damage
-	if err == nil && r.End < first {
-		err = fmt.Errorf("it ends before record %d, but had come to %d: its newest pages are gone", r.End, first)
-	}
 	if err == nil {
 		fresh = r.segment(s.path)
-	} else if fresh, d, err = salvage(s.path, err, l.segments[:len(l.segments)-1], stored, first); err != nil {
+	} else if fresh, d, err = salvage(s.path, err, others, stored, first); err != nil {
 		return err
+	}
+	switch {
+	case fresh == nil:
+	case len(fresh.blocks) == 0: // nothing is in it, and its name may be wanted
+		l.carry(fresh)
+		if err := fresh.remove(); err != nil {
+			return err
+		}
+		fresh = nil
+	default:
+		// It stays until what it alone has for sure is acknowledged, or on disk anew.
+		fresh.blocks = slices.DeleteFunc(fresh.blocks, func(i blockInfo) bool { return i.first >= first })
+		fresh.end = s.end
 	}
 	l.files.Lock()
 	defer l.files.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.segments = l.segments[:len(l.segments)-1]
-	end := first // what is in memory is not lost
+	l.segments = slices.Clone(others)
 	if fresh != nil {
-		fresh.writable = d.File == ""
 		l.segments = append(l.segments, fresh)
-		end = fresh.end
 	}
 	if d.File != "" {
 		l.damaged(d)
-	}
-	// From end on the records are in memory alone; the tail that was, or has
-	// landed in the failed write, is a block like others.
-	if first := l.recentFirst(); end > first {
-		l.recent = slices.Clone(l.recent[min(end, l.next)-first:])
 	}
 	l.onDisk = l.recentFirst()
 	l.tail, l.packed = blockInfo{}, nil

@@ -39,11 +39,15 @@ var errOnlyOne = errors.New("only one segment")
 // without taking what MinFree leaves to others. It drops the oldest segments if
 // need be. commitMu is held.
 func (l *Log[R]) makeRoom(n int64) error {
-	limit := l.opt.MaxSize
+	limit := l.opt.MaxSize - overhead
 	if l.opt.MinFree > 0 {
-		if free, err := freeSpace(l.dir); err == nil {
-			// What others have filled is not ours to give back: we stay as large as we are.
-			limit = min(limit, l.size()+max(0, free-l.opt.MinFree))
+		if free, err := freeSpace(l.dir); err == nil && free-n < l.opt.MinFree {
+			// What others have filled is not ours to give back: we stay as large as
+			// we were when it became scarce.
+			l.ceiling = max(l.ceiling, l.size())
+			limit = min(limit, l.ceiling)
+		} else {
+			l.ceiling = 0
 		}
 	}
 	for l.size()+n > limit {
@@ -62,6 +66,9 @@ func (l *Log[R]) makeRoom(n int64) error {
 	}
 	return nil
 }
+
+// overhead is what the mark and the lock take of MaxSize.
+const overhead = 4 * markSlot
 
 func (l *Log[R]) size() (n int64) {
 	for _, s := range l.segments {
