@@ -18,7 +18,8 @@ func TestKills(t *testing.T) {
 	var alive time.Duration
 	for i := range kills {
 		led.newLife()
-		s := script{logOptions: options, Dir: dir, Seed: rng.Uint64(), Next: led.next, Largest: 20, Read: rng.IntN(3) > 0}
+		s := script{logOptions: options, Dir: dir, Seed: rng.Uint64(), Next: led.next, Largest: 20, Read: rng.IntN(3) > 0,
+			Pause: time.Duration(rng.IntN(3)*rng.IntN(6)) * time.Millisecond}
 		cmd, err := s.command()
 		if err != nil {
 			t.Fatal(err)

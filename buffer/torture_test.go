@@ -216,7 +216,7 @@ type ledger struct {
 	window    time.Duration
 	next      int     // records below have been given to Put
 	acked     []int64 // when Put returned nil, µs since 1970; 0: it has not
-	sent      []int  // the life in which it was sent last; 0: never
+	sent      []int   // the life in which it was sent last; 0: never
 	life      int
 	seen      []bool // accepted by the broker
 	newest    int    // below it are the records that the broker has accepted
