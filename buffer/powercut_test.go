@@ -46,6 +46,7 @@ type inode struct{ start []byte }
 
 // recording is what a writer did to its folder.
 type recording struct {
+	kind   string
 	dir    string
 	window time.Duration
 	before *ledger           // when it began
@@ -538,6 +539,7 @@ func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int) (al
 		}
 		s.Next = before.next
 		var inject []string
+		kind := []string{"fresh", "continued, with a window", "continued", "continued, with flushes that fail"}[i%4]
 		switch i % 4 {
 		case 1:
 			s.Window, s.Pause, s.Puts = 20*time.Millisecond, 4*time.Millisecond, s.Puts*4
@@ -545,7 +547,9 @@ func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int) (al
 			s.Faults = true
 			inject = []string{"-e", fmt.Sprintf("inject=fdatasync:error=EIO:when=%d..%d", 20+rng.IntN(40), 60+rng.IntN(3))}
 		}
-		all = append(all, tape(t, s, before, inject...))
+		r := tape(t, s, before, inject...)
+		r.kind = kind
+		all = append(all, r)
 	}
 	return all
 }
@@ -565,7 +569,7 @@ func TestPowerCuts(t *testing.T) {
 		n := rng.IntN(len(cuts))
 		r := cuts[n]
 		tick := 1 + rng.IntN(len(r.at)-1)
-		what := fmt.Sprintf("image %d, recording %d, tick %d of %d", i, n, tick, len(r.at))
+		what := fmt.Sprintf("image %d, recording %d (%s), tick %d of %d", i, n, r.kind, tick, len(r.at))
 		dir := filepath.Join(scratch, fmt.Sprint(i))
 		if err := errors.Join(os.Mkdir(dir, 0o700), r.image(rng, dir, tick, 0)); err != nil {
 			t.Error(err)
@@ -624,7 +628,7 @@ func TestLiar(t *testing.T) {
 		r := cuts[n]
 		tick := 1 + rng.IntN(len(r.at)-1)
 		lies := 1 + rng.IntN(6)
-		what := fmt.Sprintf("image %d, recording %d, tick %d of %d, %d lies", i, n, tick, len(r.at), lies)
+		what := fmt.Sprintf("image %d, recording %d (%s), tick %d of %d, %d lies", i, n, r.kind, tick, len(r.at), lies)
 		dir := filepath.Join(scratch, fmt.Sprint(i))
 		if err := errors.Join(os.Mkdir(dir, 0o700), r.image(rng, dir, tick, lies)); err != nil {
 			t.Error(err)
