@@ -209,23 +209,30 @@ func blockRecords(b []byte) (from, to int, ok bool) {
 }
 
 // untouched are the waiting records of which every copy stands in the damaged
-// folder where it stood.
-func (w *whole) untouched(f folder) map[int]bool {
-	fine := map[int]bool{}
+// folder where it stood: those in files that have changed, and those in others.
+func (w *whole) untouched(f folder) (fine, others map[int]bool) {
+	fine, others = map[int]bool{}, map[int]bool{}
 	hurt := map[int]bool{}
+	same := map[string]bool{}
+	for name := range w.now {
+		same[name] = bytes.Equal(w.now[name], f[name])
+	}
 	for _, s := range w.spans {
 		was, is := w.now[s.file], f[s.file]
 		ok := len(is) >= s.at+s.size && bytes.Equal(is[s.at:s.at+s.size], was[s.at:s.at+s.size])
 		for g := max(s.from, w.done); g < s.to; g++ {
-			if ok {
+			switch {
+			case same[s.file]:
+				others[g] = true
+			case ok:
 				fine[g] = true
-			} else {
+			default:
 				hurt[g] = true
 			}
 		}
 	}
-	maps.DeleteFunc(fine, func(g int, _ bool) bool { return hurt[g] })
-	return fine
+	maps.DeleteFunc(fine, func(g int, _ bool) bool { return hurt[g] || others[g] })
+	return fine, others
 }
 
 // A damage changes a folder; name is the file to begin with.
@@ -268,9 +275,6 @@ func somePage(rng *rand.Rand, b []byte) []byte { return nthPage(b, 2+rng.IntN(le
 
 func damages() []damage {
 	spoilPage := func(rng *rand.Rand, _ *whole, f folder, name string) { spoil(rng, somePage(rng, f[name])) }
-	truncate := func(rng *rand.Rand, _ *whole, f folder, name string) {
-		f[name] = f[name][:page*rng.IntN(len(f[name])/page)]
-	}
 	return []damage{
 		{"a page", spoilPage},
 		{"a page", spoilPage},
@@ -288,8 +292,6 @@ func damages() []damage {
 			spoil(rng, nthPage(f[name], 0))
 			spoil(rng, nthPage(f[name], 1))
 		}},
-		{"truncated", truncate},
-		{"truncated", truncate},
 		{"empty", func(_ *rand.Rand, _ *whole, f folder, name string) { f[name] = nil }},
 		{"all zeros", func(_ *rand.Rand, _ *whole, f folder, name string) { clear(f[name]) }},
 		{"an older copy of the file", func(_ *rand.Rand, w *whole, f folder, name string) {
@@ -355,6 +357,27 @@ func damages() []damage {
 	}
 }
 
+// truncated is done at each page of each file, a quarter of the cases.
+const truncated = "truncated"
+
+// cut is one of them.
+type cut struct {
+	w    *whole
+	name string
+	size int
+}
+
+func cuts(all []*whole) (cs []cut) {
+	for _, w := range all {
+		for _, name := range w.now.logs() {
+			for size := 0; size < len(w.now[name]); size += page {
+				cs = append(cs, cut{w, name, size})
+			}
+		}
+	}
+	return cs
+}
+
 // olderFolder is a damage that nothing inside can tell.
 const olderFolder = "an older copy of the folder"
 
@@ -399,16 +422,24 @@ func TestDamagedFiles(t *testing.T) {
 	tallies := map[string]*tally{}
 	var slowest time.Duration
 	exact := 0
+	allCuts := cuts(all)
+	truncations := min(len(allCuts), files/4)
+	const stride = 1009 // prime: all over, in the small share too
 	scratch := t.TempDir()
 	onTwo(t, files, func(d *doctor, i int) {
 		rng := rand.New(rand.NewPCG(seed, uint64(1000+i)))
 		w, kind := all[rng.IntN(len(all))], kinds[i%len(kinds)]
+		logs := w.now.logs()
+		name := logs[rng.IntN(len(logs))]
+		if i < truncations {
+			c := allCuts[i*stride%len(allCuts)]
+			w, name = c.w, c.name
+			kind = damage{truncated, func(_ *rand.Rand, _ *whole, f folder, name string) { f[name] = f[name][:c.size] }}
+		}
 		f := folder{}
 		for name, b := range w.now {
 			f[name] = slices.Clone(b)
 		}
-		logs := w.now.logs()
-		name := logs[rng.IntN(len(logs))]
 		kind.do(rng, w, f, name)
 		what := fmt.Sprintf("file %d, %s of %q (%s)", i, kind.name, w.name, name)
 		dir := filepath.Join(scratch, fmt.Sprint(i))
@@ -426,7 +457,7 @@ func TestDamagedFiles(t *testing.T) {
 		l.line(fmt.Sprintf("P 0 %d", w.end), 0)
 		l.drained(unpack(got.Records, got.Count))
 		l.bad(bad, what)
-		untouched := w.untouched(f)
+		untouched, others := w.untouched(f)
 
 		mu.Lock()
 		defer mu.Unlock()
@@ -436,11 +467,14 @@ func TestDamagedFiles(t *testing.T) {
 			tallies[kind.name] = n
 		}
 		n.cases++
-		missing := 0
+		missing, elsewhere := 0, 0
 		for g := w.done; g < w.end; g++ {
 			n.waiting++
 			if !l.seen[g] {
 				missing++
+				if others[g] {
+					elsewhere++
+				}
 			}
 			if untouched[g] {
 				n.owed++
@@ -451,6 +485,9 @@ func TestDamagedFiles(t *testing.T) {
 		}
 		for _, took := range got.Opened {
 			slowest = max(slowest, took)
+		}
+		if elsewhere > 0 && ok {
+			bad.add("lost from an undamaged file", "%s: %d records", what, elsewhere)
 		}
 		if missing > 0 && kind.name != olderFolder {
 			n.lossy++
@@ -479,8 +516,8 @@ func TestDamagedFiles(t *testing.T) {
 			name, n.cases, percent(n.salvaged, n.owed), n.lossy, n.stated, n.preserved)
 		sum = tally{sum.cases + n.cases, sum.waiting + n.waiting, sum.owed + n.owed, sum.salvaged + n.salvaged, sum.lossy + n.lossy, sum.stated + n.stated, sum.preserved + n.preserved}
 	}
-	t.Logf("%d damaged files, %d crashes, %d hangs over %v, %d wrong values, %.2f %% of %d readings in undamaged blocks salvaged, the loss stated in %d of %d (exactly in %d), the file kept in %d; slowest opening %v",
-		files, bad.count["crash"], bad.count["hang"], deadline, bad.count["wrong value"]+bad.count["invented record"], percent(sum.salvaged, sum.owed), sum.owed, sum.stated, sum.lossy, exact, sum.preserved, slowest.Round(time.Millisecond))
+	t.Logf("%d damaged files, %d crashes, %d hangs over %v, %d wrong values, %.2f %% of %d readings in undamaged blocks salvaged, the loss stated in %d of %d (exactly in %d), the file kept in %d; truncated at %d of %d pages; slowest opening %v",
+		files, bad.count["crash"], bad.count["hang"], deadline, bad.count["wrong value"]+bad.count["invented record"], percent(sum.salvaged, sum.owed), sum.owed, sum.stated, sum.lossy, exact, sum.preserved, truncations, len(allCuts), slowest.Round(time.Millisecond))
 	if p := percent(sum.salvaged, sum.owed); p < 95 {
 		t.Errorf("%.2f %% salvaged, want 95 %%", p)
 	}

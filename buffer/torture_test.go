@@ -229,7 +229,8 @@ type ledger struct {
 	puts, failed, opens, failedOpens int
 	duplicates                       int // on the wire, sent before by an earlier life
 	wrong, invented, disordered      int
-	undue                            int // duplicates although Ack was on disk
+	undue                            int    // duplicates although Ack was on disk
+	last                             string // kind of the last Put's line
 	note                             string
 }
 
@@ -271,8 +272,10 @@ func (l *ledger) line(text string, at int64) {
 		if l.window == 0 {
 			l.durable = max(l.durable, l.candidate)
 		}
+		l.last = "P"
 	case "F":
 		l.failed++
+		l.last = "F"
 	case "D":
 		var rs []record
 		for _, f := range strings.Fields(rest) {
