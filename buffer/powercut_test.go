@@ -506,10 +506,10 @@ func (r *recording) owed(tick int) int64 {
 
 var cutOptions = logOptions{MaxSize: 64 << 20, SegmentSize: 96 << 10}
 
-// recordings makes n of them: fresh ones, with and without a window, with faults
-// of the disk, and continued ones, which begin with the image of a power cut in
-// the one before.
-func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int) (all []*recording) {
+// recordings makes n of them: fresh ones, with and without a window, and continued
+// ones, which begin with the image of a power cut in the one before. In a faulty
+// one some flushes or writes fail meanwhile.
+func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int, faulty bool) (all []*recording) {
 	for i := range n {
 		dir := t.TempDir()
 		s := script{logOptions: cutOptions, Dir: dir, Seed: rng.Uint64(), Largest: []int{3, 30, 600}[rng.IntN(3)], Read: rng.IntN(4) > 0, Puts: 60 + rng.IntN(120)}
@@ -539,13 +539,23 @@ func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int) (al
 		}
 		s.Next = before.next
 		var inject []string
-		kind := []string{"fresh", "continued, with a window", "continued", "continued, with flushes that fail"}[i%4]
-		switch i % 4 {
-		case 1:
-			s.Window, s.Pause, s.Puts = 20*time.Millisecond, 4*time.Millisecond, s.Puts*4
-		case 3:
-			s.Faults = true
-			inject = []string{"-e", fmt.Sprintf("inject=fdatasync:error=EIO:when=%d..%d", 20+rng.IntN(40), 60+rng.IntN(3))}
+		kind := "continued"
+		if i%4 == 0 {
+			kind = "fresh"
+		}
+		switch {
+		case faulty:
+			s.Faults = true // it ends soon after
+			from := 4 + rng.IntN(80)
+			what := []string{"fdatasync:error=EIO", "fdatasync:error=EIO", "fdatasync:error=EIO", "pwrite64:error=ENOSPC"}[rng.IntN(4)]
+			kind += fmt.Sprintf(", %s at %d", what, from)
+			inject = []string{"-e", fmt.Sprintf("inject=%s:when=%d..%d", what, from, from+rng.IntN(3)*rng.IntN(9))}
+		case i%4 == 1:
+			kind += ", with a window"
+			s.Window, s.Pause, s.Puts = 20*time.Millisecond, 4*time.Millisecond, 300
+			if full() {
+				s.Puts += rng.IntN(400)
+			}
 		}
 		r := tape(t, s, before, inject...)
 		r.kind = kind
@@ -554,15 +564,20 @@ func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int) (al
 	return all
 }
 
-func TestPowerCuts(t *testing.T) {
+func TestPowerCuts(t *testing.T) { powerCuts(t, share(40, 1000), 40, false) }
+
+// The same when some flushes have failed before: what was written before such a
+// one may never reach the disk, though the next one succeeds.
+func TestPowerCutsAfterFailedFlushes(t *testing.T) { powerCuts(t, share(40, 600), 15, true) }
+
+func powerCuts(t *testing.T, images, each int, faulty bool) {
 	needStrace(t)
 	seed := seedOf(t)
-	images := share(40, 1000)
 	rng := rand.New(rand.NewPCG(seed, 4))
 	bad, d := &faults{}, &doctor{}
 	defer d.stop()
-	cuts := recordings(t, rng, d, bad, min(max(4, images/40), 24))
-	var lost, total, inWindow, opened, flushes atomic.Int64
+	cuts := recordings(t, rng, d, bad, max(4, images/each), faulty)
+	var lost, total, inWindow, opened, flushes, failed atomic.Int64
 	scratch := t.TempDir()
 	onTwo(t, images, func(d *doctor, i int) {
 		rng := rand.New(rand.NewPCG(seed, uint64(1000+i)))
@@ -603,11 +618,13 @@ func TestPowerCuts(t *testing.T) {
 		for _, c := range r.calls {
 			if c.name == "sync" && c.done {
 				flushes.Add(1)
+			} else if c.name == "sync" {
+				failed.Add(1)
 			}
 		}
 	}
-	t.Logf("%d power-cut images of %d recordings with %d flushes: %d of %d acknowledged readings lost (and %d in the window), %d of the images opened and took new ones",
-		images, len(cuts), flushes.Load(), lost.Load(), total.Load(), inWindow.Load(), opened.Load())
+	t.Logf("%d power-cut images of %d recordings with %d flushes, %d of them failed: %d of %d acknowledged readings lost (and %d in the window), %d of the images opened and took new ones",
+		images, len(cuts), flushes.Load()+failed.Load(), failed.Load(), lost.Load(), total.Load(), inWindow.Load(), opened.Load())
 	bad.report(t)
 }
 
@@ -619,7 +636,7 @@ func TestLiar(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 5))
 	bad, d := &faults{}, &doctor{}
 	defer d.stop()
-	cuts := recordings(t, rng, d, bad, min(max(2, images/40), 8))
+	cuts := recordings(t, rng, d, bad, min(max(2, images/40), 8), false)
 	var whole, lossy, silent, lost, stated atomic.Int64
 	scratch := t.TempDir()
 	onTwo(t, images, func(d *doctor, i int) {
