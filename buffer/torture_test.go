@@ -110,6 +110,7 @@ type logOptions struct {
 	MaxSize, SegmentSize int64
 }
 
+// openLog is how all of these tests and their processes open a log.
 func openLog(dir string, o logOptions) (*buffer.Log[record], *buffer.Cursor[record], error) {
 	l, err := buffer.Open(dir, records{}, buffer.Options{Window: o.Window, MaxSize: o.MaxSize, SegmentSize: o.SegmentSize})
 	if err != nil {
