@@ -30,10 +30,10 @@ var injections = []injection{
 	{"pwrite64", "ENOSPC", 3, 200, false},
 	{"pwrite64", "EIO", 0, 200, false},
 	{"fsync", "EIO", 0, 20, false},
-	{"ftruncate", "ENOSPC", 0, 12, false},
-	{"ftruncate", "EIO", 0, 12, false},
-	{"rename,renameat,renameat2", "EIO", 0, 12, false},
-	{"unlink,unlinkat", "EIO", 0, 6, true},
+	{"?ftruncate,?ftruncate64", "ENOSPC", 0, 12, false},
+	{"?ftruncate,?ftruncate64", "EIO", 0, 12, false},
+	{"?rename,?renameat,?renameat2", "EIO", 0, 12, false},
+	{"?unlink,?unlinkat", "EIO", 0, 6, true},
 }
 
 // The writer, as it is, gets an error from the n-th call of its disk. What it

@@ -59,9 +59,10 @@ type recording struct {
 	said   string  // the file it printed to
 }
 
-// traced are the calls that change a folder, and those that tell where.
-const traced = "open,openat,creat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,pwrite64,pwritev,pwritev2,write,writev," +
-	"ftruncate,ftruncate64,truncate,truncate64,fallocate,fdatasync,fsync,sync_file_range,copy_file_range,sendfile,msync,lseek,_llseek"
+// traced are the calls that change a folder, and those that tell where. Not every
+// processor has all.
+const traced = "?open,?openat,?creat,?rename,?renameat,?renameat2,?link,?linkat,?unlink,?unlinkat,?pwrite64,?pwritev,?pwritev2,?write,?writev," +
+	"?ftruncate,?ftruncate64,?truncate,?truncate64,?fallocate,?fdatasync,?fsync,?sync_file_range,?copy_file_range,?sendfile,?msync,?lseek,?_llseek"
 
 func needStrace(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
@@ -596,7 +597,7 @@ func TestPowerCuts(t *testing.T) { powerCuts(t, share(40, 1000), 40, false) }
 
 // The same when some flushes have failed before: what was written before such a
 // one may never reach the disk, though the next one succeeds.
-func TestPowerCutsAfterFailedFlushes(t *testing.T) { powerCuts(t, share(40, 600), 15, true) }
+func TestPowerCutsAfterFailedFlushes(t *testing.T) { powerCuts(t, share(120, 600), 15, true) }
 
 func powerCuts(t *testing.T, images, each int, faulty bool) {
 	needStrace(t)

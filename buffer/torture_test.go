@@ -141,7 +141,7 @@ func init() {
 
 func childCommand(name string, env ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(append(os.Environ(), childEnv+"="+name), env...)
+	cmd.Env = append(append(os.Environ(), childEnv+"="+name, "GORACE=atexit_sleep_ms=0"), env...) // the race detector rests a second before each exit
 	return cmd
 }
 
