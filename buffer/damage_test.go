@@ -451,6 +451,10 @@ func TestDamagedFiles(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		defer os.RemoveAll(dir)
+		every := bad
+		bad := &faults{}
+		defer func() { every.merge(t, bad, fmt.Sprint(i), f.write) }()
 		got, ok := d.sure(bad, what, job{logOptions: w.options, Dir: dir, Close: rng.IntN(3) == 0, New: nths(w.end, w.end+2)})
 		l := &ledger{}
 		l.line(fmt.Sprintf("p 0 %d", w.end), 0)
@@ -504,9 +508,6 @@ func TestDamagedFiles(t *testing.T) {
 			} else if ok {
 				bad.add("damaged file not kept", "%s: %d records are missing", what, missing)
 			}
-		}
-		if os.Getenv("TORTURE_KEEP") == "" {
-			_ = os.RemoveAll(dir)
 		}
 	})
 	var sum tally

@@ -593,6 +593,13 @@ func recordings(t *testing.T, rng *rand.Rand, d *doctor, bad *faults, n int, fau
 	return all
 }
 
+// moment is the i-th power cut: which recording, when, and what chance has the rest.
+func moment(seed uint64, i int, cuts []*recording) (n, tick, lies int, rng *rand.Rand) {
+	rng = rand.New(rand.NewPCG(seed, uint64(1000+i)))
+	n = rng.IntN(len(cuts))
+	return n, 1 + rng.IntN(len(cuts[n].at)-1), 1 + rng.IntN(6), rng
+}
+
 func TestPowerCuts(t *testing.T) { powerCuts(t, share(40, 1000), 40, false) }
 
 // The same when some flushes have failed before: what was written before such a
@@ -609,16 +616,23 @@ func powerCuts(t *testing.T, images, each int, faulty bool) {
 	var lost, total, inWindow, opened, flushes, failed atomic.Int64
 	scratch := t.TempDir()
 	onTwo(t, images, func(d *doctor, i int) {
-		rng := rand.New(rand.NewPCG(seed, uint64(1000+i)))
-		n := rng.IntN(len(cuts))
+		n, tick, _, rng := moment(seed, i, cuts)
 		r := cuts[n]
-		tick := 1 + rng.IntN(len(r.at)-1)
 		what := fmt.Sprintf("image %d, recording %d (%s), tick %d of %d", i, n, r.kind, tick, len(r.at))
 		dir := filepath.Join(scratch, fmt.Sprint(i))
 		if err := errors.Join(os.Mkdir(dir, 0o700), r.image(rng, dir, tick, 0)); err != nil {
 			t.Error(err)
 			return
 		}
+		defer os.RemoveAll(dir)
+		all := bad
+		bad := &faults{}
+		defer func() {
+			all.merge(t, bad, fmt.Sprint(i), func(dir string) error {
+				_, _, _, rng := moment(seed, i, cuts)
+				return r.image(rng, dir, tick, 0)
+			})
+		}()
 		l := r.known(tick)
 		f, ok := d.sure(bad, what, job{logOptions: cutOptions, Dir: dir, Close: rng.IntN(3) == 0, New: nths(l.next, l.next+3)})
 		if !ok {
@@ -626,21 +640,17 @@ func powerCuts(t *testing.T, images, each int, faulty bool) {
 		}
 		opened.Add(1)
 		l.drained(unpack(f.Records, f.Count))
-		fine := l.bad(bad, what)
+		l.bad(bad, what)
 		missing, acked := l.lost(r.owed(tick))
-		all, _ := l.lost(r.at[tick])
+		whole, _ := l.lost(r.at[tick])
 		lost.Add(int64(missing))
-		inWindow.Add(int64(all - missing))
+		inWindow.Add(int64(whole - missing))
 		total.Add(int64(acked))
 		if missing > 0 {
-			fine = false
 			bad.add("lost", "%s: %d, %s", what, missing, l.note)
 		}
 		if f.Dropped > 0 || f.SetAside > 0 {
 			bad.add("damage stated after a power cut", "%s: %d records, %d files", what, f.Dropped, f.SetAside)
-		}
-		if fine || os.Getenv("TORTURE_KEEP") == "" {
-			_ = os.RemoveAll(dir)
 		}
 	})
 	var stall int64
@@ -671,17 +681,23 @@ func TestLiar(t *testing.T) {
 	var whole, lossy, silent, lost, stated atomic.Int64
 	scratch := t.TempDir()
 	onTwo(t, images, func(d *doctor, i int) {
-		rng := rand.New(rand.NewPCG(seed, uint64(1000+i)))
-		n := rng.IntN(len(cuts))
+		n, tick, lies, rng := moment(seed, i, cuts)
 		r := cuts[n]
-		tick := 1 + rng.IntN(len(r.at)-1)
-		lies := 1 + rng.IntN(6)
 		what := fmt.Sprintf("image %d, recording %d (%s), tick %d of %d, %d lies", i, n, r.kind, tick, len(r.at), lies)
 		dir := filepath.Join(scratch, fmt.Sprint(i))
 		if err := errors.Join(os.Mkdir(dir, 0o700), r.image(rng, dir, tick, lies)); err != nil {
 			t.Error(err)
 			return
 		}
+		defer os.RemoveAll(dir)
+		all := bad
+		bad := &faults{}
+		defer func() {
+			all.merge(t, bad, fmt.Sprint(i), func(dir string) error {
+				_, _, _, rng := moment(seed, i, cuts)
+				return r.image(rng, dir, tick, lies)
+			})
+		}()
 		l := r.known(tick)
 		l.durable = 0 // what was acknowledged may come again
 		f, ok := d.sure(bad, what, job{logOptions: cutOptions, Dir: dir, New: nths(l.next, l.next+3)})
@@ -703,7 +719,6 @@ func TestLiar(t *testing.T) {
 		if f.Dropped > 0 || f.SetAside > 0 {
 			stated.Add(1)
 		}
-		_ = os.RemoveAll(dir)
 	})
 	t.Logf("%d images of a disk that lies about its last 1 to 6 flushes: %d whole, %d lossy and say so, %d lossy without a word; %d acknowledged readings lost, damage stated for %d; 0 may be wrong, crash or hang",
 		images, whole.Load(), lossy.Load(), silent.Load(), lost.Load(), stated.Load())

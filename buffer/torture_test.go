@@ -28,6 +28,7 @@ import (
 //	TORTURE=full       the full figures, with a new seed
 //	TORTURE_SEED=n     repeats a run
 //	TORTURE_COUNT=n    so many images, kills, files or faults instead
+//	TORTURE_KEEP=dir   keeps there the folders that were not opened as they must be
 
 // record is the log's g-th record: everything in it follows from g, so that a
 // wrong or an invented one shows.
@@ -193,6 +194,26 @@ func (f *faults) add(kind, format string, args ...any) {
 	}
 	if f.count[kind]++; f.count[kind] <= 3 {
 		f.first[kind] += "\n\t" + fmt.Sprintf(format, args...)
+	}
+}
+
+// merge takes the faults of one case over. If there are any, and they are wanted,
+// write puts the case as it was into a folder to keep.
+func (f *faults) merge(t *testing.T, one *faults, name string, write func(dir string) error) {
+	if len(one.count) == 0 {
+		return
+	}
+	if keep := os.Getenv("TORTURE_KEEP"); keep != "" {
+		dir := filepath.Join(keep, t.Name()+"-"+name)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), write(dir)); err != nil {
+			t.Error(err)
+		}
+	}
+	for kind, n := range one.count {
+		f.add(kind, "%s", strings.TrimPrefix(one.first[kind], "\n\t"))
+		f.mu.Lock()
+		f.count[kind] += n - 1
+		f.mu.Unlock()
 	}
 }
 
