@@ -31,10 +31,7 @@ func TestBound(t *testing.T) {
 		}
 		largest = max(largest, sizeOf(t, dir))
 	}
-	dropped := 0
-	for _, n := range l.Stats().Dropped {
-		dropped += int(n)
-	}
+	dropped := int(dropped(l))
 	depth := c.Depth()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"campus-gateway/buffer"
 )
 
 // A disk of a few megabytes becomes full, by the log or by somebody else, and has
@@ -162,11 +160,4 @@ func fill(t *testing.T, disk string) {
 		bad.add("lost", "%d, but only %d stated", lost, gone)
 	}
 	bad.report(t)
-}
-
-func dropped(l *buffer.Log[record]) (n uint64) {
-	for _, d := range l.Stats().Dropped {
-		n += d
-	}
-	return n
 }

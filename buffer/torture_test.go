@@ -105,25 +105,6 @@ func (records) Decode(src []byte, n int) ([]record, error) {
 // Check accepts every record.
 func (records) Check(record) error { return nil }
 
-// logOptions is what the processes of these tests open their logs with.
-type logOptions struct {
-	Window               time.Duration
-	MaxSize, SegmentSize int64
-}
-
-// openLog is how all of these tests and their processes open a log.
-func openLog(dir string, o logOptions) (*buffer.Log[record], *buffer.Cursor[record], error) {
-	l, err := buffer.Open(dir, records{}, buffer.Options{Window: o.Window, MaxSize: o.MaxSize, SegmentSize: o.SegmentSize})
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err := l.Cursor("broker")
-	if err != nil {
-		return nil, nil, errors.Join(err, l.Close())
-	}
-	return l, c, nil
-}
-
 // The test binary is also each child process of these tests: the variable names
 // what it is to be.
 const childEnv = "BUFFER_TORTURE_CHILD"
@@ -135,6 +116,7 @@ var children = map[string]func(){
 
 func init() {
 	if f := children[os.Getenv(childEnv)]; f != nil {
+		_ = os.Unsetenv(childEnv) // a child of the child is not meant
 		f()
 		os.Exit(0)
 	}
@@ -585,11 +567,8 @@ func (j job) do(f *found) error {
 		return err
 	}
 	count := func() {
-		s := l.Stats()
-		f.SetAside += len(s.SetAside)
-		for _, n := range s.Dropped {
-			f.Dropped += n
-		}
+		f.SetAside += setAside(l)
+		f.Dropped += dropped(l)
 	}
 	if j.Close {
 		count()
