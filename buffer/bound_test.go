@@ -16,7 +16,7 @@ func TestBound(t *testing.T) {
 	}
 	var largest int64
 	put, taken := 0, 0
-	for put < share(400_000, 2_000_000) {
+	for put < share(1_000_000, 2_000_000) {
 		if err := l.Put(nths(put, put+2000)...); err != nil {
 			t.Fatal(err)
 		}

@@ -452,6 +452,7 @@ func writer() {
 		if err := l.Put(nths(g, g+n)...); err != nil {
 			say("F %d %d %v", g, n, err)
 			failed, since = true, 0
+			time.Sleep(20 * time.Millisecond) // a log may wait before it tries its disk again
 		} else {
 			say("P %d %d", g, n)
 			since++
