@@ -2,7 +2,10 @@ package buffer_test
 
 import (
 	"bufio"
+	"fmt"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -16,8 +19,10 @@ func TestKills(t *testing.T) {
 	dir, led, bad := t.TempDir(), &ledger{}, &faults{}
 	options := logOptions{MaxSize: 64 << 20, SegmentSize: 256 << 10}
 	var alive time.Duration
+	var starts []int // the first record of each life
 	for i := range kills {
 		led.newLife()
+		starts = append(starts, led.next)
 		s := script{logOptions: options, Dir: dir, Seed: rng.Uint64(), Next: led.next, Largest: 20, Read: rng.IntN(3) > 0,
 			Pause: time.Duration(rng.IntN(3)*rng.IntN(6)) * time.Millisecond}
 		cmd, err := s.command()
@@ -61,7 +66,8 @@ func TestKills(t *testing.T) {
 		kills, lost, total, led.disordered, led.invented+led.wrong, led.duplicates, led.wrong, led.puts, float64(total)/alive.Seconds(), kills-led.opens)
 	led.bad(bad, "kills")
 	if lost > 0 {
-		bad.add("lost", "%d of %d: %s", lost, total, led.note)
+		names, _ := filepath.Glob(filepath.Join(dir, "*.damaged-*"))
+		bad.add("lost", "%d of %d: %s; files set aside: %d; lost are %s", lost, total, led.note, len(names), led.gaps(starts))
 	}
 	if led.failed+led.failedOpens > 0 {
 		bad.add("error", "%d Puts, %d openings failed", led.failed, led.failedOpens)
@@ -73,4 +79,22 @@ func TestKills(t *testing.T) {
 		t.Errorf("%.0f readings/s, %d duplicates on the wire: that proves little", rate, led.duplicates)
 	}
 	bad.report(t)
+}
+
+// gaps are the lost records in runs, with the life in which they were put.
+func (l *ledger) gaps(starts []int) (all string) {
+	for g := 0; g < len(l.acked); g++ {
+		from := g
+		for g < len(l.acked) && l.acked[g] != 0 && !l.seen[g] {
+			g++
+		}
+		if g > from {
+			life, ok := slices.BinarySearch(starts, from)
+			if !ok {
+				life--
+			}
+			all += fmt.Sprintf("%d to %d of life %d (%d on); ", from, g-1, life, starts[life])
+		}
+	}
+	return all
 }
