@@ -145,8 +145,9 @@ func struckBy(s script, inject, calls string) (*ledger, []string, error) {
 	}
 	var injected []string
 	for line := range strings.Lines(string(b)) {
-		// The mark may be late: what it said before stays true.
-		if strings.Contains(line, "(INJECTED)") && !strings.Contains(line, "/mark>") {
+		// The mark may be late, what it said before stays true; the lock's text is
+		// for people.
+		if strings.Contains(line, "(INJECTED)") && !strings.Contains(line, "/mark>") && !strings.Contains(line, "/lock>") {
 			injected = append(injected, strings.TrimSpace(line))
 		}
 	}
