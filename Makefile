@@ -5,7 +5,7 @@ COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 
-.PHONY: build test race lint cross demo hil bench package clean $(TARGETS)
+.PHONY: build test race lint cross demo hil bench torture planted package clean $(TARGETS)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -17,11 +17,18 @@ race: ## the same with the race detector (needs a C compiler), and as a 32-bit p
 	go test -race ./...
 	GOARCH=386 CGO_ENABLED=0 go test ./...
 
+torture: ## the log: power cuts, kills, damaged files, failing and full disks; some minutes (strace, and root for the full disks)
+	TORTURE=full go test -count=1 -timeout 30m -v -run '$(TORTURE)' ./buffer
+TORTURE := ^(TestPowerCuts|TestPowerCutsAfterFailedFlushes|TestLiar|TestKills|TestDamagedFiles|TestInjectedErrors|TestSmallDisk|TestBound)$$
+
+planted: ## bugs put in on purpose, and that the tests see each
+	.ci/planted
+
 lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
 linux-armv7: export GOARM = 7
