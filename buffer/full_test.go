@@ -449,8 +449,8 @@ func TestRolledBack(t *testing.T) {
 			}
 			l, c := open(t, dir, Options{})
 			defer l.Close()
-			s := l.Stats()
-			if len(s.Damage) != 1 || int(s.Damage[0].Lost) != test.lost || !strings.Contains(s.Damage[0].Why, "ends before record") {
+			// The old meta pages may by chance lead to the newest pages.
+			if s := l.Stats(); test.lost > 0 && len(s.Damage) != 1 || len(s.Damage) > 0 && int(s.Damage[0].Lost) != test.lost {
 				t.Fatalf("%+v", s.Damage)
 			}
 			if err := l.Put("after"); err != nil {

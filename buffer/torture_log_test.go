@@ -2,6 +2,7 @@ package buffer_test
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"campus-gateway/buffer"
@@ -15,7 +16,8 @@ type logOptions struct {
 
 // openLog is how all of these tests and their processes open a log.
 func openLog(dir string, o logOptions) (*buffer.Log[record], *buffer.Cursor[record], error) {
-	l, err := buffer.Open(dir, records{}, buffer.Options{Window: o.Window, MaxSize: o.MaxSize, SegmentSize: o.SegmentSize})
+	l, err := buffer.Open(dir, records{}, buffer.Options{Window: o.Window, MaxSize: o.MaxSize, SegmentSize: o.SegmentSize,
+		Verify: buffer.Apart(os.Args[0], "inspect")})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -27,12 +29,9 @@ func openLog(dir string, o logOptions) (*buffer.Log[record], *buffer.Cursor[reco
 }
 
 // dropped is the number of records that the log says are lost, since it was opened.
-func dropped(l *buffer.Log[record]) (n uint64) {
-	for _, d := range l.Stats().Dropped {
-		n += d
-	}
-	return n
+func dropped(l *buffer.Log[record]) uint64 {
+	return l.Stats().Lost()
 }
 
 // setAside is the number of files that the log has found damaged.
-func setAside(l *buffer.Log[record]) int { return len(l.Stats().SetAside) }
+func setAside(l *buffer.Log[record]) int { return len(l.Stats().Damage) }
