@@ -681,12 +681,13 @@ func (l *Log[R]) roll() (*segment, error) {
 		return nil, err
 	}
 	l.mu.Lock()
-	first := l.onDisk
+	first, after := l.onDisk, l.floor
 	l.mu.Unlock()
 	if n := len(l.segments); n > 0 {
-		first = max(first, l.segments[n-1].end)
+		after = l.segments[n-1].end
+		first = max(first, after)
 	}
-	fresh, err := createSegment(l.dir, first)
+	fresh, err := createSegment(l.dir, after, first)
 	if err != nil {
 		return nil, err
 	}
@@ -747,7 +748,8 @@ func (l *Log[R]) removeOldest() error {
 	for name, c := range l.cursors {
 		l.stored[name] = max(l.stored[name], c.pos)
 	}
-	l.mark.Cursors = maps.Clone(l.stored)
+	l.floor = max(l.floor, l.segments[0].end)
+	l.mark.Cursors, l.mark.Floor = maps.Clone(l.stored), l.floor
 	l.mu.Unlock()
 	if l.mark.file != nil {
 		_ = errors.Join(l.mark.write(), l.mark.file.Sync())

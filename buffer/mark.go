@@ -18,6 +18,7 @@ import (
 type mark struct {
 	Generation uint32            `json:"generation"` // how often the log has been opened
 	End        uint64            `json:"end"`        // the sequence number that came next
+	Floor      uint64            `json:"floor"`      // before it, nothing is kept any more
 	Cursors    map[string]uint64 `json:"cursors"`
 
 	file *os.File // nil: there is none, or it cannot be written

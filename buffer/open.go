@@ -109,15 +109,25 @@ func (l *Log[R]) open() (err error) {
 	if segments, err = withoutLeftovers(segments); err != nil {
 		return err
 	}
-	done := leastOf(stored)
-	if n, p := len(segments), len(paths); n > 0 && bad[paths[p-1]] == nil && m.End > done && segments[n-1].end < m.End {
-		bad[segments[n-1].path] = fmt.Errorf("it ends before record %d, but had come to %d: its newest pages are gone, or an old copy was put back", segments[n-1].end, m.End)
-		segments = segments[:n-1]
-	}
+	done := max(leastOf(stored), m.Floor)
 	var damage []Damage
+	for k := len(segments) - 1; k >= 0; k-- {
+		s, want := segments[k], m.End // where it must have come to
+		if k+1 < len(segments) {
+			want = segments[k+1].after
+		}
+		next := slices.Index(paths, s.path) + 1
+		if want > max(done, s.end) && (next == len(paths) || bad[paths[next]] == nil) {
+			bad[s.path] = fmt.Errorf("it ends before record %d, but had come to %d: its newest pages are gone, or an old copy was put back", s.end, want)
+		}
+	}
+	if len(segments) > 0 && bad[paths[0]] == nil && segments[0].after > max(done, 1) {
+		damage = append(damage, Damage{File: l.dir, Why: "the file before " + filepath.Base(paths[0]) + " is gone", Lost: segments[0].after - max(done, 1)})
+	}
+	segments = slices.DeleteFunc(segments, func(s *segment) bool { return bad[s.path] != nil })
 	for _, path := range paths {
 		if why := bad[path]; why != nil {
-			s, d, err := salvage(path, why, segments, stored, m.End)
+			s, d, err := salvage(path, why, segments, stored, done, m.End)
 			if err != nil {
 				return err
 			}
@@ -156,7 +166,7 @@ func (l *Log[R]) open() (err error) {
 	defer l.files.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lock, l.mark, l.segments, l.stored = lock, m, segments, stored
+	l.lock, l.mark, l.segments, l.stored, l.floor = lock, m, segments, stored, m.Floor
 	l.reject = max(l.reject, rejects)
 	for _, d := range damage {
 		l.damaged(d)
@@ -173,9 +183,6 @@ func (l *Log[R]) renumber(next uint64) {
 	by := next - first
 	l.next += by
 	l.onDisk = next
-	if l.floor > 0 {
-		l.floor = 0 // what was dropped was in memory
-	}
 	for name, c := range l.cursors {
 		waits := false
 		for _, s := range l.segments {
@@ -212,7 +219,7 @@ func (l *Log[R]) recheck() error {
 		err = fmt.Errorf("it ends before record %d, but had come to %d: its newest pages are gone", r.End, s.end)
 	}
 	l.mu.Lock()
-	stored, first := maps.Clone(l.stored), min(l.recentFirst(), s.end)
+	stored, done, first := maps.Clone(l.stored), l.acknowledged(), min(l.recentFirst(), s.end)
 	for name, c := range l.cursors {
 		stored[name] = c.pos
 	}
@@ -222,7 +229,7 @@ func (l *Log[R]) recheck() error {
 	var d Damage
 	if err == nil {
 		fresh = r.segment(s.path)
-	} else if fresh, d, err = salvage(s.path, err, others, stored, first); err != nil {
+	} else if fresh, d, err = salvage(s.path, err, others, stored, done, first); err != nil {
 		return err
 	}
 	switch {
@@ -310,8 +317,9 @@ func withoutLeftovers(segments []*segment) ([]*segment, error) {
 
 // salvage sets a damaged file aside and makes a segment of the blocks in it that
 // are whole, were not delivered to all uplinks, and are in no other segment. It is
-// nil if there are none. end is where the log had come to, as far as it is known.
-func salvage(path string, why error, others []*segment, stored map[string]uint64, end uint64) (*segment, Damage, error) {
+// nil if there are none. Before done all is delivered; end is where the log had
+// come to, as far as it is known.
+func salvage(path string, why error, others []*segment, stored map[string]uint64, done, end uint64) (*segment, Damage, error) {
 	d := Damage{Why: why.Error()}
 	blocks, torn, err := scan(path)
 	if err != nil {
@@ -320,12 +328,12 @@ func salvage(path string, why error, others []*segment, stored map[string]uint64
 	// The numbers that can have been in this file: from the end of the segment
 	// before it to the beginning of the one after it.
 	own := seqOfName(path)
-	lo, hi, last := leastOf(stored), end, true
+	lo, hi, last := done, end, true
 	for _, s := range others {
 		if seqOfName(s.path) <= own {
 			lo = max(lo, s.end)
 		} else if last {
-			hi, last = s.start(), false
+			hi, last = cmp.Or(s.after, s.start()), false
 		}
 	}
 	blocks = slices.DeleteFunc(blocks, func(b found) bool { return b.cover() <= lo || !last && b.cover() > hi })

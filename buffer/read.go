@@ -112,7 +112,7 @@ func (l *Log[R]) Repair() error {
 	for name, c := range l.cursors {
 		stored[name] = c.pos
 	}
-	end := l.recentFirst()
+	done, end := l.acknowledged(), l.recentFirst()
 	l.mu.Unlock()
 	if err != nil {
 		return err
@@ -125,7 +125,7 @@ func (l *Log[R]) Repair() error {
 			continue
 		}
 		others := append(append([]*segment(nil), kept...), l.segments[k+1:]...)
-		fresh, d, err := salvage(s.path, why, others, stored, end)
+		fresh, d, err := salvage(s.path, why, others, stored, done, end)
 		if err != nil {
 			return err
 		}

@@ -316,7 +316,7 @@ func (l *Log[R]) beginClearing() error {
 	if err != nil {
 		return err
 	}
-	to.level = min(best+1, 255)
+	to.after, to.level = from[0].after, min(best+1, 255)
 	c := &clearing[R]{from: from, to: to}
 	for _, s := range from {
 		for _, i := range s.blocks {

@@ -23,7 +23,7 @@ import (
 // cost a commit no more than that page, the top's and the meta page; when many have
 // come they move into "blocks", all at once and without being copied.
 var (
-	bucketMeta    = []byte("meta")    // "format", "level": 1 byte; "end": sequence number
+	bucketMeta    = []byte("meta")    // "format", "level": 1 byte; "after", "end": sequence numbers
 	bucketBlocks  = []byte("blocks")  // blocks
 	bucketCursors = []byte("cursors") // uplink → sequence number, big endian
 	bucketRejects = []byte("rejects") // running number, big endian → JSON
@@ -73,6 +73,7 @@ func getBlock(h holder, first uint64) []byte {
 type segment struct {
 	path   string
 	blocks []blockInfo // in order
+	after  uint64      // where the segment before it had ended; 0: not known
 	end    uint64      // the sequence number that came next at its last commit
 	level  int         // how often it was thinned
 
@@ -107,6 +108,7 @@ type builder struct {
 	path   string
 	db     *bolt.DB
 	blocks []blockInfo
+	after  uint64
 	end    uint64
 	level  int
 }
@@ -166,7 +168,7 @@ func (b *builder) add(infos []blockInfo, blocks [][]byte) error {
 func (b *builder) finish(cursors map[string]uint64) error {
 	err := b.db.Update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
-		err := errors.Join(meta.Put([]byte("end"), seqKey(b.end)), meta.Put([]byte("level"), []byte{byte(b.level)}))
+		err := errors.Join(meta.Put([]byte("after"), seqKey(b.after)), meta.Put([]byte("end"), seqKey(b.end)), meta.Put([]byte("level"), []byte{byte(b.level)}))
 		for name, pos := range cursors {
 			err = errors.Join(err, tx.Bucket(bucketCursors).Put([]byte(name), seqKey(pos)))
 		}
@@ -185,7 +187,7 @@ func (b *builder) place() (*segment, error) {
 	if err := os.Rename(b.path+".tmp", b.path); err != nil {
 		return nil, err
 	}
-	return &segment{path: b.path, blocks: b.blocks, end: b.end, level: b.level}, syncDir(filepath.Dir(b.path))
+	return &segment{path: b.path, blocks: b.blocks, after: b.after, end: b.end, level: b.level}, syncDir(filepath.Dir(b.path))
 }
 
 // abandon throws it away.
@@ -196,13 +198,14 @@ func (b *builder) abandon() {
 	_ = os.Remove(b.path + ".tmp")
 }
 
-// createSegment makes an empty segment to write to.
-func createSegment(dir string, first uint64) (*segment, error) {
+// createSegment makes an empty segment to write to, from first on. The one before
+// it has ended at after.
+func createSegment(dir string, after, first uint64) (*segment, error) {
 	b, err := newBuilder(dir, first)
 	if err != nil {
 		return nil, err
 	}
-	b.end = first
+	b.after, b.end = after, first
 	if err := b.finish(nil); err != nil {
 		b.abandon()
 		return nil, err

@@ -17,6 +17,7 @@ import (
 type Report struct {
 	Blocks  [][6]uint64       `json:"blocks"`  // first, records, sequence numbers, bytes, generation, 1: at the top
 	Cursors map[string]uint64 `json:"cursors"` // uplink → sequence number of the first record not acknowledged
+	After   uint64            `json:"after"`   // where the segment before it had ended; 0: not known
 	End     uint64            `json:"end"`     // the sequence number that comes next
 	Level   int               `json:"level"`   // how often it was thinned
 	Rejects uint64            `json:"rejects"` // the running number after the last reject; 0: none
@@ -96,6 +97,9 @@ func (r *Report) read(tx *bolt.Tx) error {
 	if v := meta.Get([]byte("end")); len(v) == 8 {
 		r.End = binary.BigEndian.Uint64(v)
 	}
+	if v := meta.Get([]byte("after")); len(v) == 8 {
+		r.After = binary.BigEndian.Uint64(v)
+	}
 	if v := meta.Get([]byte("level")); len(v) == 1 {
 		r.Level = int(v[0])
 	}
@@ -144,7 +148,7 @@ func (r *Report) read(tx *bolt.Tx) error {
 
 // segment is the file that the report is of.
 func (r *Report) segment(path string) *segment {
-	s := &segment{path: path, end: r.End, level: r.Level}
+	s := &segment{path: path, after: r.After, end: r.End, level: r.Level}
 	for _, b := range r.Blocks {
 		s.blocks = append(s.blocks, blockInfo{b[0], uint32(b[1]), uint32(b[2]), uint32(b[3]), uint32(b[4]), b[5] == 1})
 	}
