@@ -234,7 +234,7 @@ func (l *Log[R]) recheck() error {
 	}
 	switch {
 	case fresh == nil:
-	case len(fresh.blocks) == 0: // nothing is in it, and its name may be wanted
+	case s.end == seqOfName(s.path): // nothing was ever in it for sure, and its name is wanted
 		l.carry(fresh)
 		if err := fresh.remove(); err != nil {
 			return err

@@ -443,7 +443,7 @@ func writer() {
 	}
 	since := 0 // Puts that succeeded since the last fault
 	failed := false
-	for g, i := s.Next, 0; s.Puts == 0 || i < s.Puts; i++ {
+	for g, i := s.Next, 0; s.Puts == 0 || i < s.Puts || s.Faults && failed && since < 12 && i < 2*s.Puts; i++ {
 		n := 1 + rng.IntN(max(1, s.Largest))
 		if rng.IntN(4) > 0 {
 			n = 1 + rng.IntN(3)
