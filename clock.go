@@ -184,6 +184,9 @@ func (c *Clock) Now() time.Time {
 // Mend puts a stamp right by all that is known now. Not ok: its time will be
 // known, or may be guessed, later.
 func (c *Clock) Mend(s Stamp) (mended Stamp, ok bool) {
+	if planted == "wall-clock-order" {
+		return s, true
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d, found := c.dates[s.Boot]

@@ -632,3 +632,78 @@ func TestRepair(t *testing.T) {
 		t.Errorf("%d of %d, last %.20q", len(got), put, got[len(got)-1])
 	}
 }
+
+// After an outage the card is left alone again, although there is always something
+// that waits to be acknowledged; and the cursor is on it, so that a power cut does
+// not bring the backlog back.
+func TestOnlineAgain(t *testing.T) {
+	dir := t.TempDir()
+	l, c := open(t, dir, Options{Window: time.Second})
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		for i := range 100 { // away
+			if err := l.Put(fmt.Sprintf("record %d", i)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		commits := uint64(0)
+		for i := range 3000 { // back: five minutes, a record each 100 ms, acknowledged 300 ms later
+			if err := l.Put(fmt.Sprintf("record %d", 100+i)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			c.Ack(uint64(100 + i - 3 + 1))
+			if i == 100 {
+				commits = l.Stats().Commits
+			}
+		}
+		if n := l.Stats().Commits; n != commits {
+			t.Errorf("%d commits in five minutes online", n-commits)
+		}
+		again, c := openCopy(t, dir) // as after a power cut
+		check(t, drain(t, c, 1000), nil)
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		<-done
+	})
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openCopy(t *testing.T, dir string) (*Log[string], *Cursor[string]) {
+	t.Helper()
+	l, err := Open(copyFolder(t, dir), words{}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Cursor("broker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, c
+}
+
+func TestVolatile(t *testing.T) {
+	if on := volatileFS(t.TempDir()); on != "" && on != "tmpfs" && on != "overlay" {
+		t.Errorf("%q", on)
+	}
+	if _, err := os.Stat("/dev/shm"); err != nil {
+		t.Skip("no /dev/shm here")
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "gateway-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer os.RemoveAll(dir)
+	l, _ := open(t, dir, Options{})
+	defer l.Close()
+	if s := l.Stats(); s.Volatile != "tmpfs" || s.Failing != nil {
+		t.Errorf("%q, %v", s.Volatile, s.Failing)
+	}
+}

@@ -307,10 +307,13 @@ func (l *Log[R]) Run(ctx context.Context) error {
 	for last := time.Now(); ; {
 		select {
 		case <-t.C:
-			if waited := l.waited(); waited < window*3/4 && (waited > 0 || time.Since(last) < window) {
+			due := l.waited() >= window*3/4
+			if !due && time.Since(last) < window {
 				continue
 			}
-			_ = l.commit(0) // kept in Stats, and tried again
+			// What is not due may yet be acknowledged: then only what the uplinks
+			// have done to that on disk is written.
+			_ = l.settle(due) // an error is kept in Stats, and it is tried again
 			l.tend()
 			last = time.Now()
 		case <-ctx.Done():
@@ -351,26 +354,39 @@ func (l *Log[R]) waited() time.Duration {
 	return max(1, time.Since(l.arrivals[0].at))
 }
 
-// commit is the one place that writes: one transaction with the new blocks, the
-// removals, the cursors and the rejects. With until set it returns at once if
-// another commit has brought all before until to disk meanwhile.
+// commit brings all records before until to disk, 0: all there are. It returns at
+// once if another has done so meanwhile.
 func (l *Log[R]) commit(until uint64) error {
 	l.commitMu.Lock()
 	defer l.commitMu.Unlock()
 	l.mu.Lock()
-	was, written := l.failing, until > 0 && l.onDisk >= until
+	written := until > 0 && l.onDisk >= until
 	l.mu.Unlock()
 	if written {
 		return nil
 	}
+	return l.try(true)
+}
+
+// settle is commit, with or without new records.
+func (l *Log[R]) settle(fresh bool) error {
+	l.commitMu.Lock()
+	defer l.commitMu.Unlock()
+	return l.try(fresh)
+}
+
+// try is the one place that writes: one transaction with the new blocks, the
+// removals, the cursors and the rejects. commitMu is held.
+func (l *Log[R]) try(fresh bool) error {
 	err := l.attach()
 	if err == nil {
-		err = l.write()
+		err = l.write(fresh)
 	}
 	if err != nil {
 		err = fmt.Errorf("log %s: %w", l.dir, err)
 	}
 	l.mu.Lock()
+	was := l.failing
 	l.failing = err
 	l.mu.Unlock()
 	if (err == nil) != (was == nil) {
@@ -409,13 +425,13 @@ type batch struct {
 	rejects   []reject
 }
 
-// write is commit without its bookkeeping. commitMu is held, the log attached.
-func (l *Log[R]) write() error {
+// write writes if there is something to write. commitMu is held, the log attached.
+func (l *Log[R]) write(fresh bool) error {
 	l.mu.Lock()
 	done := l.acknowledged()
 	l.trim(done)
 	b := batch{end: l.next, positions: map[string]uint64{}, rejects: l.rejects[:len(l.rejects):len(l.rejects)]}
-	b.fresh = l.next > l.onDisk
+	b.fresh = fresh && l.next > l.onDisk
 	maps.Copy(b.positions, l.stored)
 	for name, c := range l.cursors {
 		b.positions[name] = c.pos
@@ -459,6 +475,9 @@ func (l *Log[R]) writeBatch(b *batch) error {
 		return err
 	}
 	var full error
+	if !b.fresh {
+		b.end = s.end
+	}
 	if err := l.pack(b); err != nil {
 		return err
 	}
@@ -770,6 +789,11 @@ func (l *Log[R]) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 	err := l.commit(0)
+	l.mu.Lock()
+	if n := l.next - l.onDisk; err != nil && n > 0 {
+		err = fmt.Errorf("%d records were in memory only and are lost: %w", n, err)
+	}
+	l.mu.Unlock()
 	l.commitMu.Lock()
 	defer l.commitMu.Unlock()
 	return errors.Join(err, l.detach())

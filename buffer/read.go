@@ -94,7 +94,7 @@ func (l *Log[R]) Repair() error {
 	if l.lock == nil {
 		return l.attach()
 	}
-	if err := l.write(); err != nil && !l.suspect {
+	if err := l.write(true); err != nil && !l.suspect {
 		return err
 	}
 	l.stopClearing()
