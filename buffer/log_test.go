@@ -22,6 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // for children: the race detector rests a second before each exit
 	if os.Getenv("BUFFER_TEST_CHILD") != "" {
 		child()
 		return

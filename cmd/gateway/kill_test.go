@@ -20,6 +20,7 @@ import (
 // The test's program serves as the daemon that is killed, and as what the log
 // starts to look at its files.
 func TestMain(m *testing.M) {
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // for children: the race detector rests a second before each exit
 	if len(os.Args) == 3 && os.Args[1] == "inspect" {
 		os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
