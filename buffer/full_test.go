@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,7 +9,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -223,6 +227,9 @@ func TestDropNewest(t *testing.T) {
 	if n := l.Stats().DroppedFor("full"); n != 3 {
 		t.Errorf("%d counted", n)
 	}
+	if err := l.settle(false); !errors.Is(err, ErrFull) || l.Stats().Failing == nil {
+		t.Errorf("nothing was tried, and all is well: %v", err)
+	}
 	got := 0
 	for {
 		rs, end, err := c.Peek(700)
@@ -345,7 +352,26 @@ func TestMinFree(t *testing.T) {
 func TestMemory(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "log")
-	l, _ := open(t, dir, Options{})
+	l, before := open(t, dir, Options{SegmentSize: 1 << 20})
+	// Much was there and is delivered, so the numbers on the disk are far from
+	// those that memory begins with.
+	rng := rand.New(rand.NewPCG(13, 13))
+	for len(l.segments) < 3 {
+		var rs []string
+		for range 100 {
+			rs = append(rs, noise(rng, "x", 0))
+		}
+		if err := l.Put(rs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before.Ack(l.next)
+	if err := l.commit(0); err != nil {
+		t.Fatal(err)
+	}
+	if l.floor < 1000 {
+		t.Fatalf("the floor is %d", l.floor)
+	}
 	if err := l.Put("from before"); err != nil {
 		t.Fatal(err)
 	}
@@ -706,4 +732,164 @@ func TestVolatile(t *testing.T) {
 	if s := l.Stats(); s.Volatile != "tmpfs" || s.Failing != nil {
 		t.Errorf("%q, %v", s.Volatile, s.Failing)
 	}
+}
+
+// Two uplinks that read the same files at their own pace do not get in each
+// other's way.
+func TestTwoDrains(t *testing.T) {
+	dir := t.TempDir()
+	rng := rand.New(rand.NewPCG(14, 14))
+	l, _ := open(t, dir, Options{SegmentSize: 4 << 20})
+	put := 0
+	for len(l.segments) < 4 {
+		var rs []string
+		for range 500 {
+			rs = append(rs, noise(rng, "x", put))
+			put++
+		}
+		if err := l.Put(rs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, a := open(t, dir, Options{SegmentSize: 4 << 20})
+	defer l.Close()
+	b, err := l.Cursor("campus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	for _, c := range []*Cursor[string]{a, b} {
+		both.Go(func() {
+			for n := 0; n < put; {
+				rs, end, err := c.Peek(50)
+				if err != nil || len(rs) == 0 {
+					t.Errorf("at %d of %d: %d, %v", n, put, len(rs), err)
+					return
+				}
+				n += len(rs)
+				c.Ack(end)
+			}
+		})
+	}
+	both.Wait()
+}
+
+// badDisk cannot read one page.
+type badDisk struct {
+	*bytes.Reader
+	page int64
+}
+
+func (d badDisk) ReadAt(b []byte, at int64) (int, error) {
+	if at < (d.page+1)*pageSize && at+int64(len(b)) > d.page*pageSize {
+		return 0, syscall.EIO
+	}
+	return d.Reader.ReadAt(b, at)
+}
+
+// A page that cannot be read costs the blocks on it, no others.
+func TestScanBadDisk(t *testing.T) {
+	dir := t.TempDir()
+	rng := rand.New(rand.NewPCG(15, 15))
+	l, _ := open(t, dir, Options{})
+	for range 50 {
+		var rs []string
+		for range 100 {
+			rs = append(rs, noise(rng, "x", 0))
+		}
+		if err := l.Put(rs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := l.segments[0].path
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, _ := scan(bytes.NewReader(b), int64(len(b)))
+	if len(whole) != 50 {
+		t.Fatalf("%d blocks", len(whole))
+	}
+	for _, k := range []int{0, 20, 49} {
+		page := (whole[k].at + int64(whole[k].size)/2) / pageSize
+		left, _ := scan(badDisk{bytes.NewReader(b), page}, int64(len(b)))
+		if len(left) != 49 || slices.ContainsFunc(left, func(f found) bool { return f.first == whole[k].first }) {
+			t.Errorf("block %d on page %d: %d are found", k, page, len(left))
+		}
+	}
+}
+
+// A file that is made to look full of long blocks is done with soon.
+func TestScanHostile(t *testing.T) {
+	var head [blockHeader]byte
+	copy(head[:], blockMagic)
+	head[3] = blockFormat
+	binary.LittleEndian.PutUint64(head[8:], 1)
+	binary.LittleEndian.PutUint32(head[16:], 1)
+	binary.LittleEndian.PutUint32(head[20:], 1)
+	binary.LittleEndian.PutUint32(head[24:], 8<<20)
+	b := bytes.Repeat(head[:], 16<<20/blockHeader)
+	begun := time.Now()
+	if found, _ := scan(bytes.NewReader(b), int64(len(b))); len(found) != 0 {
+		t.Errorf("%d blocks", len(found))
+	}
+	if d := time.Since(begun); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
+}
+
+func FuzzScan(f *testing.F) {
+	one, _, err := pack(nil, words{}, blockInfo{first: 7, gen: 3}, numbers(0, 20))
+	if err != nil {
+		f.Fatal(err)
+	}
+	two, _, err := pack(one, words{}, blockInfo{first: 20, gen: 4}, numbers(0, 5))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(two)
+	f.Add(append(two, one...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		blocks, _ := scan(bytes.NewReader(b), int64(len(b)))
+		for k, i := range blocks {
+			if k > 0 && i.first < blocks[k-1].cover() {
+				t.Fatalf("%+v after %+v", i, blocks[k-1])
+			}
+			if got, err := parseBlock(b[i.at : i.at+int64(i.size)]); err != nil || got != i.blockInfo {
+				t.Fatalf("%+v is %+v, %v", i, got, err)
+			}
+		}
+	})
+}
+
+func FuzzMark(f *testing.F) {
+	dir := f.TempDir()
+	m := mark{End: 9, Cursors: map[string]uint64{"broker": 4}}
+	if err := m.begin(dir, 3); err != nil {
+		f.Fatal(err)
+	}
+	for range 3 { // the newest write counts, also when only a cursor has moved
+		m.Cursors["broker"]++
+		if err := m.write(); err != nil {
+			f.Fatal(err)
+		}
+		if got := readMark(dir); got.Cursors["broker"] != m.Cursors["broker"] || got.Generation != 3 {
+			f.Fatalf("%+v, want %+v", got, m)
+		}
+	}
+	if err := m.close(); err != nil {
+		f.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, markName))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) { parseMark(b) })
 }

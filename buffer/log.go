@@ -331,6 +331,7 @@ type arrival struct {
 
 // arrived notes when records came, not every time to the last bit. mu is held.
 func (l *Log[R]) arrived() {
+	l.forgetArrivals()
 	now := time.Now()
 	if n := len(l.arrivals); n > 0 && now.Sub(l.arrivals[n-1].at) < l.opt.Window/16 {
 		l.arrivals[n-1].end = l.next
@@ -344,14 +345,20 @@ func (l *Log[R]) arrived() {
 func (l *Log[R]) waited() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	done := max(l.onDisk, l.acknowledged())
-	for len(l.arrivals) > 0 && l.arrivals[0].end <= done {
-		l.arrivals = l.arrivals[1:]
-	}
+	l.forgetArrivals()
 	if len(l.arrivals) == 0 {
 		return 0
 	}
 	return max(1, time.Since(l.arrivals[0].at))
+}
+
+// forgetArrivals forgets those of records that are on disk or acknowledged. mu is
+// held.
+func (l *Log[R]) forgetArrivals() {
+	done := max(l.onDisk, l.acknowledged())
+	for len(l.arrivals) > 0 && l.arrivals[0].end <= done {
+		l.arrivals = l.arrivals[1:]
+	}
 }
 
 // commit brings all records before until to disk, 0: all there are. It returns at
@@ -368,10 +375,14 @@ func (l *Log[R]) commit(until uint64) error {
 	return l.try(true)
 }
 
-// settle is commit, with or without new records.
+// settle is commit, with or without new records. While commits fail it tries all:
+// that there was nothing else to write does not mean that the disk is well.
 func (l *Log[R]) settle(fresh bool) error {
 	l.commitMu.Lock()
 	defer l.commitMu.Unlock()
+	l.mu.Lock()
+	fresh = fresh || l.failing != nil
+	l.mu.Unlock()
 	return l.try(fresh)
 }
 

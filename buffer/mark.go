@@ -16,13 +16,13 @@ import (
 // newest page did not survive, or that somebody has put an old copy back. It
 // also keeps the cursors when the segment that had them is damaged.
 type mark struct {
+	Writes     uint64            `json:"writes"`     // of the file: which slot is the newer
 	Generation uint32            `json:"generation"` // how often the log has been opened
 	End        uint64            `json:"end"`        // the sequence number that came next
 	Floor      uint64            `json:"floor"`      // before it, nothing is kept any more
 	Cursors    map[string]uint64 `json:"cursors"`
 
 	file *os.File // nil: there is none, or it cannot be written
-	turn int      // of the two slots, which is written next
 }
 
 const (
@@ -33,11 +33,14 @@ const (
 // readMark reads the newer of a folder's two slots that is whole. A missing or
 // damaged mark is an empty one.
 func readMark(dir string) mark {
-	var m mark
 	b, err := os.ReadFile(filepath.Join(dir, markName))
 	if err != nil {
-		return m
+		return mark{}
 	}
+	return parseMark(b)
+}
+
+func parseMark(b []byte) (m mark) {
 	for turn := range 2 {
 		if len(b) < turn*markSlot+8 {
 			break
@@ -51,9 +54,8 @@ func readMark(dir string) mark {
 		if json.Unmarshal(s[8:8+n], &got) != nil {
 			continue
 		}
-		if got.Generation > m.Generation || got.Generation == m.Generation && got.End >= m.End {
+		if got.Writes > m.Writes {
 			m = got
-			m.turn = 1 - turn
 		}
 	}
 	return m
@@ -74,6 +76,7 @@ func (m *mark) write() error {
 	if m.file == nil {
 		return nil
 	}
+	m.Writes++
 	b, err := json.Marshal(m)
 	if err != nil || len(b) > markSlot-8 {
 		return err // more uplinks than fit: then there is no mark
@@ -82,8 +85,7 @@ func (m *mark) write() error {
 	binary.LittleEndian.PutUint32(s, uint32(len(b)))
 	binary.LittleEndian.PutUint32(s[4:], crc32.Checksum(b, castagnoli))
 	s = append(s, b...)
-	_, err = m.file.WriteAt(s, int64(m.turn)*markSlot)
-	m.turn = 1 - m.turn
+	_, err = m.file.WriteAt(s, int64(m.Writes%2)*markSlot)
 	return err
 }
 

@@ -16,7 +16,7 @@ import (
 
 // Damage is a file of the log that was not what it should be.
 type Damage struct {
-	File     string // where it is kept now
+	File     string // where it is kept now; empty: it is gone
 	Why      string
 	Salvaged uint64 // records that were whole and undelivered: they are delivered
 	Lost     uint64 // records that are not, as far as the sequence numbers tell
@@ -122,7 +122,7 @@ func (l *Log[R]) open() (err error) {
 		}
 	}
 	if len(segments) > 0 && bad[paths[0]] == nil && segments[0].after > max(done, 1) {
-		damage = append(damage, Damage{File: l.dir, Why: "the file before " + filepath.Base(paths[0]) + " is gone", Lost: segments[0].after - max(done, 1)})
+		damage = append(damage, Damage{Why: "the file before " + filepath.Base(paths[0]) + " is gone", Lost: segments[0].after - max(done, 1)})
 	}
 	segments = slices.DeleteFunc(segments, func(s *segment) bool { return bad[s.path] != nil })
 	for _, path := range paths {
@@ -139,7 +139,7 @@ func (l *Log[R]) open() (err error) {
 		}
 	}
 	if len(paths) == 0 && m.End > max(done, 1) {
-		damage = append(damage, Damage{File: l.dir, Why: "its files are gone", Lost: m.End - max(done, 1)})
+		damage = append(damage, Damage{Why: "its files are gone", Lost: m.End - max(done, 1)})
 	}
 	generation := m.Generation
 	next := max(m.End, 1)
@@ -166,6 +166,7 @@ func (l *Log[R]) open() (err error) {
 	defer l.files.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.trim(l.acknowledged()) // while numbers still mean what they did in memory
 	l.lock, l.mark, l.segments, l.stored, l.floor = lock, m, segments, stored, m.Floor
 	l.reject = max(l.reject, rejects)
 	for _, d := range damage {
@@ -176,20 +177,22 @@ func (l *Log[R]) open() (err error) {
 }
 
 // renumber puts the records that were taken into memory before there was a disk
-// after those on it, which begin at next. files and mu are held.
+// after those on it, before next. files and mu are held.
 func (l *Log[R]) renumber(next uint64) {
-	l.trim(l.acknowledged())
 	first := l.recentFirst()
 	by := next - first
 	l.next += by
 	l.onDisk = next
+	for k := range l.arrivals {
+		l.arrivals[k].end += by
+	}
 	for name, c := range l.cursors {
 		waits := false
 		for _, s := range l.segments {
 			waits = waits || s.end > l.stored[name] && len(s.blocks) > 0
 		}
 		if waits {
-			c.pos = l.stored[name]
+			c.pos = max(l.stored[name], l.floor)
 		} else {
 			c.pos = max(c.pos, first) + by
 		}
@@ -321,7 +324,7 @@ func withoutLeftovers(segments []*segment) ([]*segment, error) {
 // come to, as far as it is known.
 func salvage(path string, why error, others []*segment, stored map[string]uint64, done, end uint64) (*segment, Damage, error) {
 	d := Damage{Why: why.Error()}
-	blocks, torn, err := scan(path)
+	blocks, torn, err := scanFile(path)
 	if err != nil {
 		return nil, d, err
 	}
@@ -365,6 +368,12 @@ func salvage(path string, why error, others []*segment, stored map[string]uint64
 		return nil, d, errors.Join(os.Rename(path, d.File), syncDir(filepath.Dir(path)))
 	}
 	s, err := rescue(path, d.File, blocks, max(hi, blocks[len(blocks)-1].cover()), stored)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		// What else is in the log must go out, or there will never be room.
+		d.Why += fmt.Sprintf("; nothing is salvaged: %v: `gateway buffer export` reads it", err)
+		d.Lost, d.Salvaged = d.Lost+d.Salvaged, 0
+		return nil, d, errors.Join(os.Rename(path, d.File), syncDir(filepath.Dir(path)))
+	}
 	return s, d, err
 }
 

@@ -146,6 +146,7 @@ type File struct {
 	Path    string
 	Damage  error // nil: it is whole
 	Records int   // that were read from it
+	Newer   int   // blocks that another version of the program has written, and this cannot read
 }
 
 // Export reads a log's folder, or one file of it, such as one that was set aside,
@@ -190,7 +191,8 @@ func Export[R any](path string, codec Codec[R], verify func(path string) (*Repor
 		}
 		if err := files[k].export(reports[files[k].Path], from, func(b []byte) (int, error) {
 			i, rs, err := unpack(codec, b)
-			if err != nil {
+			if err != nil { // whole, as was checked
+				files[k].Newer++
 				return 0, nil
 			}
 			n := 0
@@ -233,7 +235,7 @@ func (x *File) export(r *Report, from uint64, f func(b []byte) (int, error)) err
 		}
 		return nil
 	}
-	blocks, _, err := scan(x.Path)
+	blocks, _, err := scanFile(x.Path)
 	if err != nil {
 		return err
 	}

@@ -67,8 +67,9 @@ func (l *Log[R]) makeRoom(n int64) error {
 	return nil
 }
 
-// overhead is what the mark and the lock take of MaxSize.
-const overhead = 4 * markSlot
+// overhead is what the mark and the lock take of MaxSize, and the steps by which
+// bbolt grows a file whose free pages are too scattered.
+const overhead = 4*markSlot + 2*allocSize
 
 func (l *Log[R]) size() (n int64) {
 	for _, s := range l.segments {
@@ -300,15 +301,17 @@ func (l *Log[R]) thin(until time.Time) error {
 func (l *Log[R]) beginClearing() error {
 	var from []*segment
 	best := 0
+	l.mu.Lock() // for keep
 	for k := 0; k+1 < len(l.segments) && k+1 < max(2, (len(l.segments)+1)/2); k++ {
 		a, b := l.segments[k], l.segments[k+1]
-		if a.writable || b.writable {
+		if a.writable || b.writable || a.keep || b.keep {
 			continue
 		}
 		if level := max(a.level, b.level); from == nil || level < best {
 			from, best = []*segment{a, b}, level
 		}
 	}
+	l.mu.Unlock()
 	if from == nil {
 		return nil
 	}
@@ -352,22 +355,13 @@ func (l *Log[R]) thinBlock(thinner Thinner[R], b located) error {
 			return err
 		}
 		if i, err := parseBlock(v); err != nil || i.first != b.first {
-			l.mu.Lock()
-			l.count("damaged", "", uint64(b.count))
-			l.mu.Unlock()
-			return nil
+			return l.leave(b, errDamaged)
 		}
 		return c.to.add([]blockInfo{b.blockInfo}, [][]byte{v})
 	}
 	rs, err := l.load(b.s, b.blockInfo)
-	if errors.Is(err, errDamaged) {
-		l.mu.Lock()
-		l.count("damaged", "", uint64(b.count))
-		l.mu.Unlock()
-		return nil
-	}
 	if err != nil {
-		return err
+		return l.leave(b, err)
 	}
 	if len(c.group) == 0 {
 		c.first = b.first
@@ -378,6 +372,17 @@ func (l *Log[R]) thinBlock(thinner Thinner[R], b located) error {
 		return l.writeGroup(thinner)
 	}
 	return nil
+}
+
+// leave gives a thinning up over a block that cannot be read. A damaged file stays
+// as it is: what is lost counts when its turn comes.
+func (l *Log[R]) leave(b located, err error) error {
+	if errors.Is(err, errDamaged) {
+		l.mu.Lock()
+		b.s.keep = true
+		l.mu.Unlock()
+	}
+	return err
 }
 
 // busy reports whether an uplink stands within a stretch or has records of it

@@ -36,6 +36,7 @@ const (
 	segmentFormat = 2
 	pageSize      = 4096
 	maxTail       = pageSize - 16 - 16 - 1 // a block that fills one page
+	allocSize     = 64 << 10               // by which bbolt grows a file; commits make room before (see room)
 	maxNear       = 48                     // blocks at the top: what fits into its page
 )
 
@@ -78,7 +79,7 @@ type segment struct {
 	level  int         // how often it was thinned
 
 	writable bool
-	keep     bool // damage was seen: set it aside rather than delete it
+	keep     bool // damage was seen: set it aside rather than delete it; guarded by the log's mu
 
 	mu   sync.RWMutex // guards what follows
 	db   *bolt.DB     // nil: not open
@@ -123,7 +124,7 @@ func newBuilder(dir string, first uint64) (*builder, error) {
 		if b.db, err = bolt.Open(tmp, 0o600, boltOptions(false)); err != nil {
 			return err
 		}
-		b.db.AllocSize = 1 << 16
+		b.db.AllocSize = allocSize
 		b.db.NoSync = true // until it is whole
 		return b.db.Update(func(tx *bolt.Tx) error {
 			for _, name := range buckets {
@@ -228,7 +229,7 @@ func ignoreMissing(err error) error {
 // use opens the file if it is not open, and calls f.
 func (s *segment) use(f func(*bolt.DB) error) error {
 	s.mu.RLock()
-	if s.db == nil {
+	for s.db == nil { // another reader may close it right away
 		s.mu.RUnlock()
 		if err := s.open(); err != nil {
 			return err
@@ -236,9 +237,6 @@ func (s *segment) use(f func(*bolt.DB) error) error {
 		s.mu.RLock()
 	}
 	defer s.mu.RUnlock()
-	if s.db == nil {
-		return fmt.Errorf("%s: closed", filepath.Base(s.path))
-	}
 	return guard(func() error { return f(s.db) })
 }
 
@@ -253,7 +251,7 @@ func (s *segment) open() error {
 		if err != nil {
 			return err
 		}
-		db.AllocSize = 1 << 16 // commits make room before (see grow); this is for what they underestimate
+		db.AllocSize = allocSize
 		s.db, s.read = db, 0
 		return nil
 	})

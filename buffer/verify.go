@@ -168,40 +168,30 @@ type found struct {
 // beyond the beginning of a later one was never acknowledged to anybody.
 // torn is the number of sequence numbers that damaged blocks after the last
 // whole one say they had.
-func scan(path string) (blocks []found, torn uint64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, 0, err
-	}
+func scan(r io.ReaderAt, size int64) (blocks []found, torn uint64) {
 	var all []found
 	hurt := map[uint64]uint64{} // of a damaged block: first → after its last
 	// A window that moves by half its size holds every block of up to that half;
-	// longer ones are read when their header says so.
+	// longer ones are read when their header says so. Much in a foreign file may
+	// look like headers: what is spent on those that are none is bounded.
 	const half = 1 << 20
 	buf := make([]byte, 2*half)
+	spent := int64(0)
 	for at := int64(0); at < size; at += half {
-		n, err := f.ReadAt(buf, at)
-		if err != nil && !errors.Is(err, io.EOF) {
-			clear(buf) // a bad spot on the disk: go on after it
-		}
-		for i := 0; i < min(n, half); {
+		n := readAround(r, buf[:min(2*half, size-at)], at)
+		for i := 0; i < min(n, half) && spent < 64*half+16*size; {
 			k := bytes.Index(buf[i:n], []byte(blockMagic))
 			if k < 0 || i+k >= half {
 				break
 			}
 			i += k
 			b := buf[i:n]
+			length := int64(blockHeader)
 			if len(b) >= blockHeader {
-				if length := int64(binary.LittleEndian.Uint32(b[24:])) + blockHeader; length > int64(len(b)) && length <= maxBody {
-					long := make([]byte, length)
-					if m, _ := f.ReadAt(long, at+int64(i)); int64(m) == length {
-						b = long
-					}
+				length += int64(binary.LittleEndian.Uint32(b[24:]))
+				if length > int64(len(b)) && length <= maxBody && at+int64(i)+length <= size {
+					b = make([]byte, length)
+					readAround(r, b, at+int64(i))
 				}
 			}
 			info, err := parseBlock(b)
@@ -209,6 +199,7 @@ func scan(path string) (blocks []found, torn uint64, err error) {
 				if info.first > 0 && info.count > 0 && info.count <= maxBlock && info.span >= info.count {
 					hurt[info.first] = max(hurt[info.first], info.cover())
 				}
+				spent += min(length, int64(len(b)))
 				i++
 				continue
 			}
@@ -242,6 +233,35 @@ func scan(path string) (blocks []found, torn uint64, err error) {
 			end = hurt[end]
 		}
 	}
+	return blocks, torn
+}
+
+// readAround reads what can be read: a page on a bad spot of the disk is zeros.
+func readAround(r io.ReaderAt, b []byte, at int64) int {
+	n, err := r.ReadAt(b, at)
+	if err == nil || errors.Is(err, io.EOF) {
+		return n
+	}
+	for page := range slices.Chunk(b, pageSize) {
+		if _, err := r.ReadAt(page, at); err != nil {
+			clear(page)
+		}
+		at += int64(len(page))
+	}
+	return len(b)
+}
+
+func scanFile(path string) (blocks []found, torn uint64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	i, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	blocks, torn = scan(f, i.Size())
 	return blocks, torn, nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -63,7 +64,8 @@ func (c *control) Run(ctx context.Context) error {
 	srv := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return err
+		c.log.Warn("`gateway buffer` will not reach this daemon any more", "why", err)
+		<-ctx.Done()
 	}
 	return nil
 }
@@ -388,7 +390,7 @@ func (s logState) print(w io.Writer) error {
 		}
 	}
 	for _, d := range s.Damaged {
-		fmt.Fprintf(t, "damaged\t%s\n\t%s; %d readings salvaged, %d lost\n", d.File, d.Why, d.Salvaged, d.Lost)
+		fmt.Fprintf(t, "damaged\t%s\n\t%s; %d readings salvaged, %d lost\n", cmp.Or(d.File, "(gone)"), d.Why, d.Salvaged, d.Lost)
 	}
 	return t.Flush()
 }
@@ -446,7 +448,7 @@ func repairLog(ctx context.Context, dir string, w io.Writer) error {
 		return explainDir(dir, err)
 	}
 	for _, d := range state.Damaged {
-		fmt.Fprintf(w, "%s: set aside: %s; %d readings salvaged, %d lost\n", d.File, d.Why, d.Salvaged, d.Lost)
+		fmt.Fprintf(w, "%s: set aside: %s; %d readings salvaged, %d lost\n", cmp.Or(d.File, "(gone)"), d.Why, d.Salvaged, d.Lost)
 	}
 	fmt.Fprintf(w, "%d files, %d readings wait\n", state.Files, state.Waiting)
 	return nil
@@ -584,6 +586,9 @@ func exportFiles(path string, write func(logReading) error, says io.Writer) erro
 	for _, f := range files {
 		if f.Damage != nil {
 			fmt.Fprintf(says, "gateway: %s is damaged (%v): %d readings in it are whole; some may have been delivered before\n", f.Path, f.Damage, f.Records)
+		}
+		if f.Newer > 0 {
+			fmt.Fprintf(says, "gateway: %s has %d blocks that another version of this program has written: that version reads them\n", f.Path, f.Newer)
 		}
 	}
 	return explainDir(path, err)

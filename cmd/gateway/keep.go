@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"sync"
@@ -63,6 +64,9 @@ func openLog(c *config, clock *gateway.Clock, log *slog.Logger) (*buffer.Log[gat
 		Full: buffer.Policy(c.Log.Full), MaxAge: c.Log.MaxAge,
 		Verify: inspectApart,
 		Failing: func(err error) {
+			if errors.Is(err, fs.ErrPermission) {
+				err = fmt.Errorf("%w: give this user the folder, or name one of its own in the configuration, `log: {dir: /home/you/gateway-log}`", err)
+			}
 			if err != nil {
 				log.Error("readings are kept in memory only: a power cut would lose them; they move to the disk when it is well", "why", err)
 			} else {
@@ -70,6 +74,10 @@ func openLog(c *config, clock *gateway.Clock, log *slog.Logger) (*buffer.Log[gat
 			}
 		},
 		Damaged: func(d buffer.Damage) {
+			if d.File == "" {
+				log.Error("a part of the log is missing", "lost", d.Lost, "why", d.Why)
+				return
+			}
 			log.Error("a file of the log is damaged: it is set aside, what is whole in it is delivered",
 				"file", d.File, "salvaged", d.Salvaged, "lost", d.Lost, "why", d.Why)
 		},
