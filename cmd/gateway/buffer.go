@@ -168,7 +168,9 @@ func rejectRows(clock *gateway.Clock, list []buffer.Rejected[gateway.Reading]) [
 // asLogReading is a reading with its time put right as far as the clock can.
 func asLogReading(clock *gateway.Clock, r gateway.Reading) logReading {
 	at, ok := clock.Mend(r.At)
-	x := logReading{Sensor: r.Sensor, Time: at.Wall.UTC(), Uncertain: !ok || !at.Earliest.IsZero(), Values: map[string]any{}, Units: map[string]string{}}
+	// To the millisecond, as the log and the broker have it: a reading that still
+	// waits in memory has more.
+	x := logReading{Sensor: r.Sensor, Time: at.Wall.UTC().Truncate(time.Millisecond), Uncertain: !ok || !at.Earliest.IsZero(), Values: map[string]any{}, Units: map[string]string{}}
 	for _, v := range r.Values {
 		x.Values[string(v.Quantity)] = v.V
 		if u := v.Quantity.Unit(); u != "" {
