@@ -256,6 +256,10 @@ func (Codec) Decode(src []byte, n int) ([]Reading, error) {
 			if k > 0 {
 				pace = step
 			}
+			const longest = math.MaxInt64 / int64(time.Millisecond)
+			if since := wall - offset; since > longest || since < -longest {
+				return nil, errBlock
+			}
 			rs[i] = Reading{
 				Sensor: names[s.sensor],
 				At: Stamp{
