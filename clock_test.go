@@ -508,6 +508,7 @@ func TestClockHold(t *testing.T) {
 		if !ok || s.Earliest.Before(dawn) || s.Earliest.After(i.truth) || !s.Latest.IsZero() || s.Wall.Before(dawn) {
 			t.Errorf("%v: %v, %v…%v", ok, s.Wall, s.Earliest, s.Latest)
 		}
+		synctest.Wait() // it is told after the change is
 		if n := strings.Count(logs.String(), "\n"); n != 2 || !strings.Contains(logs.String(), "still not known") {
 			t.Errorf("log:\n%s", logs.String())
 		}
