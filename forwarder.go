@@ -1,28 +1,42 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 )
 
-// Forwarder moves readings from a Queue to a Sink, in order, until told to
-// stop. It obeys what the Sink's errors say: rejected readings are set aside,
-// everything else is kept and sent again, with full jitter between one second
-// and a minute, or when the broker said. An unknown error never loses data.
+// Forwarder moves readings from a Queue to a Sink until told to stop: in order for
+// each key, and in effect once. It obeys what the Sink's errors say: rejected
+// readings are set aside, everything else is kept and sent again. An unknown error
+// never loses data; after an outcome nobody knows, a Reconciler is asked before a
+// reading is sent again.
+//
+// As long as the broker keeps up, one Send after the other takes what has come
+// within Linger. A backlog is drained, by several lanes if that makes the broker
+// faster, while new readings go beside it: to a Historian the newest state at once,
+// and the backlog as history; otherwise, since old values would overwrite new ones,
+// those whose key has no backlog.
 type Forwarder struct {
 	Queue Queue
-	Sink  Sink
+	Sink  Sink  // what it can do beside sending is asked of it: Reconciler, Historian, Asker, Keyer, Meter
 	Dater Dater // default: readings go out dated as they are
 
 	Batch  int           // readings a Send, at most; default 500
+	Lanes  int           // Sends at a time while draining, at most; default 8
+	Target time.Duration // of a Send's duration, to which the two are tuned; default 500 ms; negative: they are fixed
+	Tuned  Tuned         // what was found out before
 	Linger time.Duration // how long a first reading waits for company; default 200 ms
 	Flush  time.Duration // how long it may go on after ctx has ended; default 3 s
+	Spread time.Duration // over which the first try after a lost connection is spread; default 40 s, see wait
+	Rate   int           // bytes a second, at most, on the average; 0: as fast as can be; of a Meter
+	Latest bool          // only the newest state matters: a backlog is passed over
 	Log    *slog.Logger  // default: none
 
 	mu   sync.Mutex
@@ -39,18 +53,19 @@ type Dater interface {
 
 var _ Dater = (*Clock)(nil)
 
-// errUndated is that the oldest reading waits until its time is known. Those after
-// it wait too: the order of sending is the log's.
-var errUndated = errors.New("the time of the oldest reading is not known yet")
-
-// ForwarderStats is how an uplink is doing.
+// ForwarderStats is how an uplink is doing. What is counted is counted since start.
 type ForwarderStats struct {
-	Sent     uint64    // readings accepted since start
-	Rejected uint64    // readings set aside since start
-	Failures uint64    // tries that failed since start
-	Down     time.Time // since when nothing gets through; zero: it does, or nothing was tried
-	Why      string    // why not
-	Last     time.Time // of the last success
+	Sent     uint64        // readings accepted
+	Rejected uint64        // readings set aside
+	Held     uint64        // readings not sent again: the broker held them
+	Skipped  uint64        // readings passed over: only the newest matter
+	Failures uint64        // tries that failed
+	Down     time.Time     // since when nothing gets through; zero: it does, or nothing was tried
+	Why      string        // why not
+	Last     time.Time     // of the last success
+	Tuned                  // what is used now
+	Draining bool          // there is a backlog
+	Latency  time.Duration // of a Send, smoothed
 }
 
 // Stats may be called at any time from any goroutine.
@@ -66,15 +81,12 @@ func (f *Forwarder) String() string { return fmt.Sprintf("uplink %s", f.Sink) }
 // Run forwards until ctx ends, then for at most Flush as long as all goes well:
 // what is left is safe in the log. It returns nil.
 func (f *Forwarder) Run(ctx context.Context) error {
-	if f.Batch == 0 {
-		f.Batch = 500
-	}
-	if f.Linger == 0 {
-		f.Linger = 200 * time.Millisecond
-	}
-	if f.Flush == 0 {
-		f.Flush = 3 * time.Second
-	}
+	f.Batch = cmp.Or(f.Batch, 500)
+	f.Lanes = min(cmp.Or(f.Lanes, mostLanes), mostLanes)
+	f.Target = cmp.Or(f.Target, 500*time.Millisecond)
+	f.Linger = cmp.Or(f.Linger, 200*time.Millisecond)
+	f.Flush = cmp.Or(f.Flush, 3*time.Second)
+	f.Spread = cmp.Or(f.Spread, 40*time.Second)
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
@@ -83,122 +95,673 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(f.Flush, cancel) })()
-	for failures := 0; ctx.Err() == nil; {
-		if f.Queue.Depth() == 0 {
-			select {
-			case <-f.Queue.Ready():
-				pause(ctx, f.Linger)
-			case <-ctx.Done():
-			}
-			continue
+	newForwarding(f, sending).run(ctx.Done())
+	return nil
+}
+
+const (
+	mostLanes = 8
+	lookSize  = 4096 // readings of a look at what has come while draining
+	readSize  = 500
+)
+
+// none stands for the number of a reading that is sent and has none.
+const none = math.MaxUint64
+
+// forwarding is one Run. All but fly is of one goroutine, so that nothing here needs
+// a lock.
+type forwarding struct {
+	*Forwarder
+	ctx     context.Context // of what is sent
+	tuner   tuner
+	sensors map[string]*source
+	keys    map[string]*source
+	order   []*source
+
+	done    ledger // which readings are settled
+	acked   uint64
+	end     uint64 // of the log
+	at      uint64 // the lanes have all before
+	lanes   []*lane
+	express lane            // past the backlog
+	claimed map[uint64]bool // what express has and has not sent yet
+
+	draining bool
+	past     Sink   // where the backlog goes; nil: where all goes, so in order
+	mark     uint64 // what comes from here on is live
+	scan     uint64 // while draining or down: what has come before it was looked at
+	blind    uint64 // not all before it was
+	from, to uint64 // express has taken only numbers from here until before there
+
+	restarted uint64    // what comes before may have been sent by a process before
+	seen      time.Time // since when something unread waits; zero: nothing does
+	undated   bool      // the next reading for the lanes cannot be dated until changed
+	changed   <-chan struct{}
+	asked     bool // the Sink, since the start or the outage
+	open      bool // the circuit: nothing gets through, one try at a time
+	failures  int  // in a row
+	retry     time.Time
+	reset     bool // as soon as nothing is under way, the lanes begin anew at what is not settled
+	stale     bool // what is under way has numbers that mean nothing now
+	flying    int
+	landed    chan *flight
+	bytes     uint64    // of the Sink, as last seen
+	clear     time.Time // when Rate allows more
+
+	rate   float64 // readings put a second, smoothed
+	rated  time.Time
+	ratedN uint64
+}
+
+// source is all that feeds one entity.
+type source struct {
+	lane    int
+	last    uint64 // the number after its newest reading that is left to the lanes; 0: none
+	newest  Reading
+	number  uint64 // of newest, plus one; 0: none
+	stated  uint64 // the number after the newest reading that was sent as the state
+	doubted bool   // a reading of it may have arrived, though nobody has said so
+}
+
+// lane sends one batch at a time.
+type lane struct {
+	rs      []Reading // dated
+	numbers []uint64
+	flying  int       // of them, the first so many are under way
+	until   time.Time // not before
+}
+
+func (l *lane) add(r Reading, number uint64) {
+	l.rs, l.numbers = append(l.rs, r), append(l.numbers, number)
+}
+
+// drop forgets the first n, which have been settled.
+func (l *lane) drop(n int) {
+	l.rs = l.rs[:copy(l.rs, l.rs[n:])]
+	l.numbers = l.numbers[:copy(l.numbers, l.numbers[n:])]
+	l.flying = 0
+}
+
+// flight is one Send.
+type flight struct {
+	lane    *lane
+	sink    Sink
+	past    bool // of the Sink's History
+	rs      []Reading
+	numbers []uint64
+	ask     bool   // who the broker is; nothing is sent
+	doubt   bool   // what it holds, first
+	held    []bool // nil: none
+	err     error
+	took    time.Duration // of the Send
+}
+
+func newForwarding(f *Forwarder, ctx context.Context) *forwarding {
+	g := &forwarding{
+		Forwarder: f, ctx: ctx, tuner: newTuner(f.Target, f.Batch, f.Lanes, f.Tuned),
+		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{},
+		landed: make(chan *flight, mostLanes+1),
+	}
+	first, end, _ := f.Queue.Bounds()
+	g.begin(first, end)
+	return g
+}
+
+// begin takes the log as it is: nothing is known of what was sent of it.
+func (f *forwarding) begin(first, end uint64) {
+	f.done, f.acked = ledger{base: first}, first
+	f.end, f.at, f.scan, f.restarted = end, first, first, end
+	f.lanes, f.express, f.draining = nil, lane{}, false
+	f.from, f.to, f.blind = none, 0, 0
+	clear(f.claimed)
+	for _, s := range f.order {
+		s.last, s.number, s.stated, s.doubted = 0, 0, 0, true
+	}
+}
+
+func (f *forwarding) run(stop <-chan struct{}) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for stopping := false; ; {
+		if f.Dater != nil && !f.undated {
+			f.changed = f.Dater.Changed() // before it is asked: no change is missed
+		}
+		now := time.Now()
+		f.look(now)
+		if f.may(now) && !f.reset {
+			f.feed(now, stopping)
+			f.launch(now)
+		}
+		f.tell()
+		if stopping && f.flying == 0 && (f.open || f.ctx.Err() != nil || f.undated || f.done.base >= f.end) {
+			return
+		}
+		var ready <-chan struct{}
+		if f.seen.IsZero() && !stopping {
+			ready = f.Queue.Ready()
 		}
 		var changed <-chan struct{}
-		if f.Dater != nil {
-			changed = f.Dater.Changed() // before it is asked: no change is missed
+		if f.undated {
+			changed = f.changed
 		}
-		err := f.send(sending)
-		if err == nil {
-			failures = 0
-			continue
-		}
-		if errors.Is(err, errUndated) {
-			select {
-			case <-changed:
-			case <-ctx.Done():
-			}
-			continue
-		}
-		failures++
-		pause(ctx, wait(err, failures))
-	}
-	for f.Queue.Depth() > 0 && sending.Err() == nil {
-		if f.send(sending) != nil {
-			break
+		timer.Reset(f.pause(now, stopping))
+		select {
+		case fl := <-f.landed:
+			f.land(fl)
+		case <-ready:
+		case <-changed:
+			f.undated = false
+		case <-timer.C:
+		case <-stop:
+			stop, stopping = nil, true
 		}
 	}
-	return nil
 }
 
-// send sends one batch and settles its readings. An error leaves them all.
-func (f *Forwarder) send(ctx context.Context) error {
-	rs, end, err := f.next()
-	if errors.Is(err, errUndated) {
-		return err
+// may reports whether something may be sent now.
+func (f *forwarding) may(now time.Time) bool {
+	return f.ctx.Err() == nil && (!f.open || f.flying == 0 && !now.Before(f.retry))
+}
+
+// pause is how long nothing needs doing unless something happens.
+func (f *forwarding) pause(now time.Time, stopping bool) time.Duration {
+	next := now.Add(time.Hour)
+	sooner := func(t time.Time) {
+		if t.After(now) && t.Before(next) {
+			next = t
+		}
 	}
-	if err != nil {
-		f.failed(fmt.Errorf("read the log: %w", err))
-		return err
+	if !f.seen.IsZero() {
+		sooner(f.seen.Add(f.Linger))
+	}
+	if f.open {
+		sooner(f.retry)
+	}
+	sooner(f.clear)
+	for _, l := range f.lanes {
+		sooner(l.until)
+	}
+	return next.Sub(now)
+}
+
+// look takes in what the log has, and whether there is a backlog.
+func (f *forwarding) look(now time.Time) {
+	first, end, anew := f.Queue.Bounds()
+	f.stale = f.stale || anew
+	if f.stale {
+		if f.flying > 0 {
+			return
+		}
+		f.stale = false
+		f.begin(first, end)
+	}
+	f.end = end
+	f.settled(first)
+	if f.flying == 0 && f.reset {
+		f.restart()
+	}
+	if passed := now.Sub(f.rated); passed >= time.Second {
+		if !f.rated.IsZero() {
+			f.rate += (float64(end-min(end, f.ratedN))/passed.Seconds() - f.rate) / 8
+		}
+		f.rated, f.ratedN = now, end
+	}
+	ahead := f.at
+	if f.open || f.draining {
+		ahead = f.scan
+	}
+	switch {
+	case ahead >= end:
+		f.seen = time.Time{}
+	case f.seen.IsZero():
+		f.seen = now
+	}
+	lingered := !f.seen.IsZero() && now.Sub(f.seen) >= f.Linger
+	if (f.open || f.draining) && lingered {
+		f.follow()
+		f.seen = time.Time{}
+	}
+}
+
+// settled acknowledges what is settled, at least everything before first.
+func (f *forwarding) settled(first uint64) {
+	if base := f.done.advance(first); base > f.acked {
+		f.acked = base
+		f.at, f.scan = max(f.at, base), max(f.scan, base)
+		f.Queue.Ack(base)
+	}
+}
+
+// restart has the lanes begin anew, after a failure or with other lanes: nothing is
+// under way, and what was read and not settled is read again. The log remembers.
+func (f *forwarding) restart() {
+	f.reset = false
+	f.at, f.undated = f.done.base, false // undated: it is asked again
+	n := 1
+	if f.draining {
+		n = f.tuner.lanes
+	}
+	f.lanes = f.lanes[:0]
+	for range n {
+		f.lanes = append(f.lanes, &lane{})
+	}
+	if f.open { // what express could not send is backlog now
+		for i, n := range f.express.numbers {
+			if s := f.source(f.express.rs[i].Sensor, n); n != none {
+				s.last = max(s.last, n+1)
+			} else {
+				s.stated = 0
+			}
+		}
+		f.express = lane{}
+		clear(f.claimed)
+	}
+}
+
+// source is that of a sensor, of which a reading has this number.
+func (f *forwarding) source(sensor string, number uint64) *source {
+	s := f.sensors[sensor]
+	if s != nil {
+		return s
+	}
+	key := sensor
+	if k, ok := f.Sink.(Keyer); ok {
+		key = k.Key(sensor)
+	}
+	if s = f.keys[key]; s == nil {
+		s = &source{lane: len(f.order), doubted: number < f.restarted}
+		f.keys[key] = s
+		f.order = append(f.order, s)
+	}
+	f.sensors[sensor] = s
+	return s
+}
+
+// waiting is how many readings the lanes may have.
+func (f *forwarding) window() int { return max(3*f.tuner.size()*max(1, len(f.lanes)), 100) }
+
+// drain begins or ends to treat what is in the log as a backlog.
+func (f *forwarding) drain() {
+	f.past = nil
+	if h, ok := f.Sink.(Historian); ok {
+		if past, ok := h.History(); ok {
+			f.past = past
+		}
+	}
+	if f.Latest {
+		f.past = skipper{}
+	}
+	if f.past != nil && f.scan < f.restarted {
+		f.scan, f.blind = f.end, f.end // of what comes now the newest is known at once, of the rest in the end
+	}
+	f.scan = max(f.scan, f.done.base)
+	f.draining, f.mark = true, f.end
+	f.restart()
+}
+
+// drained leaves the draining: the lanes have nothing before at, and all goes
+// through them again.
+func (f *forwarding) drained() {
+	for _, s := range f.order { // known as history only
+		if f.past != nil && s.number > s.stated && s.number > 0 {
+			s.stated = s.number
+			f.express.add(s.newest, none)
+		}
+	}
+	f.draining, f.past = false, nil
+	f.from, f.to = none, 0
+	f.restart()
+}
+
+// feed reads for the lanes.
+func (f *forwarding) feed(now time.Time, stopping bool) {
+	if _, ok := f.Sink.(Asker); ok && !f.asked {
+		return // it may be a Historian
+	}
+	if len(f.lanes) == 0 {
+		f.restart()
+	}
+	behind := f.end - f.done.base
+	switch {
+	case f.draining && f.done.base >= f.scan && f.scan >= f.end && len(f.claimed) == 0 && f.flying == 0:
+		f.drained()
+	case !f.draining && f.flying == 0 && behind > uint64(f.tuner.size()) && (f.open || f.done.base < f.restarted || behind > uint64(f.window())):
+		f.drain()
+		f.follow()
+	}
+	end := f.end
+	if f.draining {
+		if f.past != nil {
+			end = f.scan // what is newest has been claimed
+		}
+	} else if unread := f.end - min(f.end, f.at); !stopping && !f.open && unread < uint64(f.tuner.size()) && now.Sub(f.seen) < f.Linger {
+		return // for company
+	}
+	if f.undated {
+		return
+	}
+	free := f.window()
+	for _, l := range f.lanes {
+		free -= len(l.rs)
+	}
+	for free > 0 && f.at < end {
+		rs, first, next, err := f.Queue.Read(f.at, min(free, readSize, int(end-f.at)))
+		if err != nil {
+			f.failed(fmt.Errorf("read the log: %w", err), 0)
+			return
+		}
+		if next == f.at {
+			return
+		}
+		f.done.settle(f.at, first) // what has no reading
+		for i, r := range rs {
+			n := first + uint64(i)
+			if f.done.settled(n) || f.claimed[n] {
+				continue
+			}
+			var ok bool
+			if r, ok = f.dated(r); !ok {
+				f.at, f.undated = n, true
+				return
+			}
+			s := f.source(r.Sensor, n)
+			s.last = max(s.last, n+1)
+			if f.past != nil && n+1 > s.number {
+				s.newest, s.number = r, n+1
+			}
+			f.lanes[s.lane%len(f.lanes)].add(r, n)
+		}
+		f.done.settle(first+uint64(len(rs)), next)
+		f.at, f.undated = next, false
+		free -= len(rs)
+	}
+	if f.at >= f.end && !f.draining {
+		f.seen = time.Time{}
+	}
+	f.settled(0)
+	f.Queue.Hold(f.at, f.from, f.to)
+}
+
+func (f *forwarding) dated(r Reading) (Reading, bool) {
+	if f.Dater == nil {
+		return r, true
+	}
+	var ok bool
+	r.At, ok = f.Dater.Mend(r.At)
+	return r, ok
+}
+
+// follow looks at what has come while there is a backlog, and claims what need not
+// wait for it.
+func (f *forwarding) follow() {
+	may := f.draining && (!f.open || f.may(time.Now()))
+	room := 2*f.tuner.size() - len(f.express.rs)
+	live := may && f.past == nil && f.done.base >= f.blind
+	if live && f.scan >= f.mark {
+		f.keep(f.scan, f.end)
+	}
+	for left := lookSize; left > 0 && f.scan < f.end; {
+		rs, first, next, err := f.Queue.Read(f.scan, min(left, readSize, int(f.end-f.scan)))
+		if err != nil || next == f.scan {
+			break // the lanes will say so
+		}
+		for i, r := range rs {
+			n := first + uint64(i)
+			s := f.source(r.Sensor, n)
+			if live && n >= f.mark && n >= f.at && room > 0 && (s.last == 0 || f.done.settled(s.last-1)) {
+				if r, ok := f.dated(r); ok {
+					f.claim(r, n)
+					room--
+					continue
+				}
+			}
+			s.last = max(s.last, n+1)
+			if n+1 > s.number {
+				s.newest, s.number = r, n+1
+			}
+		}
+		f.scan = next
+		left -= max(1, len(rs))
+	}
+	if !may || f.past == nil {
+		return
+	}
+	for _, s := range f.order { // the newest state
+		n := s.number - 1
+		if s.number <= s.stated || n < f.at || room <= 0 || f.done.settled(n) {
+			continue
+		}
+		if r, ok := f.dated(s.newest); ok && f.still(s.newest, n) {
+			s.stated = s.number
+			f.claim(r, n)
+			room--
+		}
+	}
+}
+
+// still has a reading keep its number from now on, and reports whether it has it
+// yet: a full log may have been thinned out.
+func (f *forwarding) still(r Reading, n uint64) bool {
+	f.keep(n, n+1)
+	rs, first, _, err := f.Queue.Read(n, 1)
+	return err == nil && len(rs) == 1 && first == n && rs[0].Sensor == r.Sensor && rs[0].At.Boot == r.At.Boot &&
+		(rs[0].At.Since-r.At.Since).Abs() < 2*time.Millisecond
+}
+
+// keep has the numbers from first until before end keep their meaning.
+func (f *forwarding) keep(first, end uint64) {
+	f.from, f.to = min(f.from, first), max(f.to, end)
+	f.Queue.Hold(f.at, f.from, f.to)
+}
+
+func (f *forwarding) claim(r Reading, n uint64) {
+	f.claimed[n] = true
+	f.express.add(r, n)
+}
+
+// launch sends what can be sent.
+func (f *forwarding) launch(now time.Time) {
+	if _, ok := f.Sink.(Asker); ok && !f.asked {
+		if f.flying == 0 && f.end > f.done.base {
+			f.fly(&flight{sink: f.Sink, ask: true})
+		}
+		return
+	}
+	if f.express.flying == 0 {
+		f.send(&f.express, nil)
+	}
+	for _, l := range f.lanes {
+		if l.flying == 0 && !now.Before(l.until) && !now.Before(f.clear) {
+			f.send(l, f.past)
+		}
+	}
+}
+
+// send sends the next batch of a lane, to where the past goes if that is a place of
+// its own; unless another try is under way while the circuit is open.
+func (f *forwarding) send(l *lane, past Sink) {
+	if len(l.rs) == 0 || f.reset || f.open && f.flying > 0 {
+		return
+	}
+	n := min(len(l.rs), f.tuner.size())
+	if f.open {
+		n = min(n, firstBatch)
+	}
+	fl := &flight{lane: l, sink: f.Sink, past: past != nil, rs: l.rs[:n], numbers: l.numbers[:n]}
+	if fl.past {
+		fl.sink = past
+	}
+	if _, ok := fl.sink.(Reconciler); ok {
+		for i, r := range fl.rs {
+			number := fl.numbers[i]
+			fl.doubt = fl.doubt || f.source(r.Sensor, number).doubted || fl.past && number < f.restarted
+		}
+	}
+	l.flying = n
+	f.fly(fl)
+}
+
+func (f *forwarding) fly(fl *flight) {
+	f.flying++
+	go func() {
+		fl.do(f.ctx)
+		f.landed <- fl
+	}()
+}
+
+// do sends, without what the broker holds.
+func (fl *flight) do(ctx context.Context) {
+	if fl.ask {
+		fl.err = fl.sink.(Asker).Ask(ctx)
+		return
+	}
+	rs := fl.rs
+	var places []int // in fl.rs
+	if fl.doubt {
+		if fl.held, fl.err = fl.sink.(Reconciler).Held(ctx, rs); fl.err != nil {
+			return
+		}
+		rs = make([]Reading, 0, len(fl.rs))
+		for i, held := range fl.held {
+			if !held {
+				rs, places = append(rs, fl.rs[i]), append(places, i)
+			}
+		}
 	}
 	if len(rs) == 0 {
-		f.Queue.Ack(end) // a stretch that was lost to damage: pass it
-		return nil
+		return
 	}
-	err = f.Sink.Send(ctx, rs)
-	var rejected *RejectError
-	if errors.As(err, &rejected) {
+	begun := time.Now()
+	fl.err = fl.sink.Send(ctx, rs)
+	fl.took = time.Since(begun)
+	if r, ok := errors.AsType[*RejectError](fl.err); ok && places != nil {
+		moved := &RejectError{}
+		for _, x := range r.Rejected {
+			moved.Rejected = append(moved.Rejected, Rejection{places[x.Index], x.Reason})
+		}
+		fl.err = moved
+	}
+}
+
+// land settles what a flight has brought.
+func (f *forwarding) land(fl *flight) {
+	f.flying--
+	if m, ok := f.Sink.(Meter); ok && f.Rate > 0 {
+		bytes := m.Bytes()
+		now := time.Now()
+		if f.clear.Before(now) {
+			f.clear = now
+		}
+		f.clear = f.clear.Add(time.Duration(float64(bytes-f.bytes) / float64(f.Rate) * float64(time.Second)))
+		f.bytes = bytes
+	}
+	if fl.ask {
+		if fl.err != nil {
+			f.failed(fl.err, fl.took)
+		}
+		f.asked = fl.err == nil
+		return
+	}
+	rejected, _ := errors.AsType[*RejectError](fl.err)
+	if rejected != nil {
+		fl.err = nil
 		for _, r := range rejected.Rejected {
-			if err := f.Queue.Reject(rs[r.Index:r.Index+1], r.Reason); err != nil {
-				f.failed(fmt.Errorf("set a rejected reading aside: %w", err))
-				return err // not acknowledged: it is sent, and rejected, again
+			if err := f.Queue.Reject(fl.rs[r.Index:r.Index+1], r.Reason); err != nil {
+				fl.err = fmt.Errorf("set a rejected reading aside: %w", err)
+				break // it is sent, and rejected, again
 			}
-			f.Log.Warn("the broker rejects a reading: it is set aside", "sensor", rs[r.Index].Sensor, "why", r.Reason)
+			f.Log.Warn("the broker rejects a reading: it is set aside", "uplink", f.Sink.String(), "sensor", fl.rs[r.Index].Sensor, "why", r.Reason)
 		}
-		err = nil
 	}
-	if err != nil {
-		if ctx.Err() == nil { // told to stop is not down
-			f.failed(err)
+	if fl.err != nil || f.stale {
+		for i, r := range fl.rs {
+			f.source(r.Sensor, fl.numbers[i]).doubted = true
 		}
-		return err
+		fl.lane.flying = 0
+		if fl.err != nil {
+			f.failed(fl.err, fl.took)
+		}
+		return
 	}
-	f.Queue.Ack(end)
-	f.succeeded(len(rs), rejected)
-	return nil
+	f.succeeded(fl, rejected)
 }
 
-// next is the next batch, dated: as many of the oldest readings as can be.
-func (f *Forwarder) next() (rs []Reading, end uint64, err error) {
-	if f.Dater == nil {
-		return f.Queue.Peek(f.Batch)
-	}
-	for n := f.Batch; n > 0; {
-		kept, end, err := f.Queue.Peek(n)
-		if err != nil {
-			return nil, 0, err
-		}
-		dated := slices.Clone(kept) // the log's own stay as they were taken
-		n = len(dated)
-		for i := range dated {
-			var ok bool
-			if dated[i].At, ok = f.Dater.Mend(dated[i].At); !ok {
-				n = i
-				break
+// succeeded settles the readings of a flight.
+func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
+	n, held := len(fl.rs), 0
+	for i, r := range fl.rs {
+		number := fl.numbers[i]
+		s := f.source(r.Sensor, number)
+		if fl.doubt {
+			s.doubted = fl.held[i] // of several the last one counts: what follows it is not there either
+			if fl.held[i] {
+				held++
 			}
 		}
-		if n == len(dated) {
-			return dated, end, nil
+		if number == none {
+			continue
 		}
-	} // fewer: where they end, the log says
-	return nil, 0, errUndated
-}
-
-func (f *Forwarder) succeeded(n int, rejected *RejectError) {
+		if !fl.past {
+			s.stated = max(s.stated, number+1)
+		}
+		f.done.settle(number, number+1)
+		if len(f.claimed) > 0 {
+			delete(f.claimed, number)
+		}
+	}
+	fl.lane.drop(n)
+	f.settled(0)
+	f.open, f.failures = false, 0
+	now := time.Now()
+	_, skipped := fl.sink.(skipper)
+	if fl.took > 0 && !skipped {
+		f.tuner.landed(n-held, fl.took)
+		if f.draining && fl.lane != &f.express {
+			if f.tuner.loaded && f.rate > 0 { // catch up at twice the live rate at most
+				fl.lane.until = now.Add(min(time.Duration(float64(n)/f.rate/2*float64(time.Second))-fl.took, longestPace))
+			}
+			if f.end-f.at > uint64(f.window()) && f.tuner.drained(n-held, now) {
+				f.reset = true
+			}
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	st := &f.stat
+	if skipped {
+		st.Skipped += uint64(n)
+		return
+	}
 	if rejected != nil {
 		n -= len(rejected.Rejected)
-		f.stat.Rejected += uint64(len(rejected.Rejected))
+		st.Rejected += uint64(len(rejected.Rejected))
 	}
-	f.stat.Sent += uint64(n)
-	f.stat.Last = time.Now()
-	if !f.stat.Down.IsZero() {
-		f.Log.Info("broker back", "uplink", f.Sink.String(), "away", time.Since(f.stat.Down).Round(time.Second).String(), "waiting", f.Queue.Depth())
-		f.stat.Down, f.stat.Why = time.Time{}, ""
+	st.Sent += uint64(n - held)
+	st.Held += uint64(held)
+	st.Last = now
+	if !st.Down.IsZero() {
+		f.Log.Info("broker back", "uplink", f.Sink.String(), "away", time.Since(st.Down).Round(time.Second).String(), "waiting", f.Queue.Depth())
+		st.Down, st.Why = time.Time{}, ""
 	}
 }
 
-// failed counts, and logs only that the uplink has gone down or why has changed.
-func (f *Forwarder) failed(err error) {
+// longestPace is the longest that a lane is kept back to spare a loaded broker.
+const longestPace = time.Minute
+
+// failed opens the circuit, and logs only that the uplink has gone down or why has
+// changed.
+func (f *forwarding) failed(err error, took time.Duration) {
+	if f.ctx.Err() != nil { // told to stop is not down
+		f.open = true
+		return
+	}
+	retry, asksPause := errors.AsType[*RetryError](err)
+	asksPause = asksPause && retry.After > 0
+	f.tuner.failed(took, asksPause)
+	f.failures++
+	f.open, f.reset, f.asked = true, true, false
+	f.scan = max(f.scan, f.at)
+	f.retry = time.Now().Add(f.wait(err, f.failures))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stat.Failures++
@@ -211,16 +774,39 @@ func (f *Forwarder) failed(err error) {
 	}
 }
 
-// wait is how long to wait after the n-th failure in a row: what the broker
-// asked for, or full jitter (any instant up to a limit that doubles from 1 s to
-// 60 s), so that a campus of gateways does not come back in step. At least
-// 100 ms, so that a run of small draws is not a storm.
-func wait(err error, n int) time.Duration {
+// tell shows the state.
+func (f *forwarding) tell() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stat.Tuned = Tuned{f.tuner.size(), f.tuner.lanes}
+	f.stat.Draining, f.stat.Latency = f.draining, f.tuner.latency
+}
+
+// wait is how long to wait after the n-th failure in a row: what the broker asked
+// for, or full jitter (any instant up to a limit that doubles from 1 s to 60 s, and
+// from then on not before half of it), so that a campus of gateways does not come
+// back in step. A lost or refused connection is what all of them see in the same
+// moment, also of a broker that is back at once: the first try is spread over
+// Spread. At least 100 ms, so that a run of small draws is not a storm.
+func (f *Forwarder) wait(err error, n int) time.Duration {
 	limit := min(longestBackOff, firstBackOff<<min(n-1, 10))
-	jittered := max(100*time.Millisecond, rand.N(limit))
-	var retry *RetryError
-	if errors.As(err, &retry) && retry.After > 0 {
+	retry, ok := errors.AsType[*RetryError](err)
+	if ok && retry.Lost {
+		limit = min(longestBackOff, f.Spread<<min(n-1, 10))
+	}
+	jittered := rand.N(limit)
+	if limit == longestBackOff {
+		jittered = limit/2 + rand.N(limit/2)
+	}
+	jittered = max(100*time.Millisecond, jittered)
+	if ok && retry.After > 0 {
 		return retry.After + jittered/10
 	}
 	return jittered
 }
+
+// skipper takes a backlog that nobody wants.
+type skipper struct{}
+
+func (skipper) Send(context.Context, []Reading) error { return nil }
+func (skipper) String() string                        { return "nowhere" }

@@ -21,6 +21,7 @@ type fakeQueue struct {
 	rejected []string
 	ready    chan struct{}
 	broken   error // of Reject
+	anew     bool
 }
 
 func newFakeQueue(n int) *fakeQueue {
@@ -41,12 +42,24 @@ func (q *fakeQueue) put(name string) {
 	}
 }
 
-func (q *fakeQueue) Peek(max int) ([]Reading, uint64, error) {
+func (q *fakeQueue) Bounds() (first, end uint64, anew bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := min(max, len(q.rs))
-	return q.rs[:n], q.first + uint64(n), nil
+	anew, q.anew = q.anew, false
+	return q.first, q.first + uint64(len(q.rs)), anew
 }
+func (q *fakeQueue) Read(from uint64, max int) ([]Reading, uint64, uint64, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	from = min(from, q.first+uint64(len(q.rs)))
+	if from < q.first {
+		panic("read what was acknowledged")
+	}
+	rs := q.rs[from-q.first:]
+	n := min(max, len(rs))
+	return rs[:n:n], from, from + uint64(n), nil
+}
+func (q *fakeQueue) Hold(before, from, to uint64) {}
 func (q *fakeQueue) Ack(end uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -179,7 +192,7 @@ func TestForwarderBacksOff(t *testing.T) {
 
 func TestForwarderObeysRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSink{inject: []error{&RetryError{errors.New("429"), 5 * time.Minute}}}
+		s := &fakeSink{inject: []error{&RetryError{Err: errors.New("429"), After: 5 * time.Minute}}}
 		forward(t, 10*time.Minute, &Forwarder{Queue: newFakeQueue(1), Sink: s})
 		if len(s.tries) != 2 {
 			t.Fatalf("%d tries", len(s.tries))

@@ -104,17 +104,50 @@ type Reconciler interface {
 	Held(ctx context.Context, rs []Reading) (held []bool, err error)
 }
 
-// Queue is one uplink's view of the log, as the Forwarder needs it. Its methods
-// may be called while other goroutines put readings.
+// Historian is a Sink that may be able to write what is past without touching the
+// newest state.
+type Historian interface {
+	// History is where the past goes; not ok: there is no such place.
+	History() (past Sink, ok bool)
+}
+
+// Asker is a Sink that finds out what it talks to. Ask is called before the first
+// Send and after an outage. An error is that there was no answer.
+type Asker interface {
+	Ask(ctx context.Context) error
+}
+
+// Keyer is a Sink to which only the order of readings with the same key matters:
+// those that feed one entity.
+type Keyer interface {
+	Key(sensor string) string
+}
+
+// Meter is a Sink that counts the bytes it has sent.
+type Meter interface {
+	Bytes() uint64
+}
+
+// Queue is one uplink's view of the log, as the Forwarder needs it. Readings have
+// sequence numbers, in the order they were put. Its methods may be called while
+// other goroutines put readings; all but Ready and Depth by one goroutine only.
 type Queue interface {
-	// Peek returns up to max of the oldest readings not yet acknowledged and
-	// the sequence number after the last of them. It never blocks.
-	Peek(max int) (rs []Reading, end uint64, err error)
+	// Bounds are the numbers of the oldest reading not yet acknowledged and of the
+	// next one to be put. Anew: the log has numbered its readings anew, and what
+	// was said in numbers before means nothing now.
+	Bounds() (first, end uint64, anew bool)
+	// Read returns up to max readings from a number on, the number of the first of
+	// them, the others following without a gap, and where to read on: numbers in
+	// between have no reading. It never blocks. The readings must not be changed.
+	Read(from uint64, max int) (rs []Reading, first, next uint64, err error)
+	// Hold has the numbers before one, and between two others, keep their meaning: a
+	// log that is full thins out only elsewhere. Until the next call.
+	Hold(before, from, to uint64)
 	// Ack forgets every reading before end, for this uplink.
 	Ack(end uint64)
 	// Reject sets readings aside that the broker will never take, with its words.
 	Reject(rs []Reading, why string) error
-	// Ready receives after something new has come to peek at.
+	// Ready receives after something new has come to read.
 	Ready() <-chan struct{}
 	// Depth is the number of readings waiting.
 	Depth() int
@@ -144,6 +177,7 @@ func (e *RejectError) Error() string {
 type RetryError struct {
 	Err   error
 	After time.Duration
+	Lost  bool // the connection was lost, or could not be made: others may see the same
 }
 
 func (e *RetryError) Error() string { return e.Err.Error() }

@@ -20,13 +20,21 @@ type Cursor[R any] struct {
 	ready chan struct{}
 
 	// Guarded by log.mu.
-	pos    uint64 // of the first record not acknowledged
-	peeked uint64 // after the last record that was given out
-	epoch  int    // of the log, then
+	pos   uint64 // of the first record not acknowledged
+	epoch int    // of the log, then
 
-	// The block last read, since a drain peeks many times into one.
-	block   blockInfo
-	records []R
+	before, from, to uint64 // which records keep their numbers, see Hold
+
+	// The blocks last read: a drain reads many times in one, and may look at the
+	// newest in between.
+	blocks [2]loaded[R]
+	turn   int // the one to be replaced next
+}
+
+// loaded is a block that is kept decoded.
+type loaded[R any] struct {
+	blockInfo
+	records []R // nil: none
 }
 
 // Cursor returns the uplink of that name, the same each time. A new one begins
@@ -81,10 +89,67 @@ func (c *Cursor[R]) Ack(end uint64) {
 	}
 }
 
-// Peek returns up to limit of the oldest records not acknowledged, and the
-// sequence number after the last of them, to be given to Ack. It never blocks
-// for new ones. A damaged block is passed over and counted. The records must not
-// be changed.
+// Bounds are the numbers of the oldest record not acknowledged and of the next one
+// to be put. Anew: since the last call the log has numbered its records anew, and
+// numbers from before mean nothing now; an Ack with one is passed over.
+func (c *Cursor[R]) Bounds() (first, end uint64, anew bool) {
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	anew = c.epoch != c.log.epoch
+	if anew {
+		c.epoch, c.before, c.from, c.to = c.log.epoch, 0, 0, 0
+	}
+	return c.pos, c.log.next, anew
+}
+
+// Hold has the numbers of the records before one, and of those from another until
+// before a third, keep their meaning: a log that is full thins out only elsewhere.
+// It holds until it is called again.
+func (c *Cursor[R]) Hold(before, from, to uint64) {
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	c.before, c.from, c.to = before, from, to
+}
+
+// Read returns up to limit records from a number on, the number of the first of
+// them, the others following without a gap, and where to read on. It never blocks
+// for new ones. Damaged blocks are passed over and counted. The records must not be
+// changed.
+func (c *Cursor[R]) Read(from uint64, limit int) (rs []R, first, end uint64, err error) {
+	l := c.log
+	l.files.RLock()
+	defer l.files.RUnlock()
+	l.mu.Lock()
+	anew := c.epoch != l.epoch
+	l.mu.Unlock()
+	if anew {
+		return nil, from, from, nil // Bounds tells
+	}
+	first, end = from, from
+	for len(rs) < limit {
+		more, at, next, err := c.run(end, limit-len(rs))
+		if len(rs) > 0 && (err != nil || len(more) > 0 && at != first+uint64(len(rs))) {
+			break // these first
+		}
+		if err != nil {
+			return nil, from, end, err
+		}
+		if len(rs) == 0 {
+			first = at
+		}
+		rs = extend(rs, more)
+		if next == end {
+			break
+		}
+		end = next
+	}
+	return rs, first, end, nil
+}
+
+// Peek returns up to limit of the oldest records not acknowledged, and the number
+// after the last of them, to be given to Ack. It is Read and Hold for those who
+// take one stretch after the other. It never blocks for new ones. A damaged block is
+// passed over and counted. The records must not be changed.
 func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 	l := c.log
 	l.files.RLock()
@@ -93,59 +158,75 @@ func (c *Cursor[R]) Peek(limit int) (rs []R, end uint64, err error) {
 	end = c.pos
 	c.epoch = l.epoch
 	l.mu.Unlock()
-	rs, end, err = c.read(end, limit)
-	l.mu.Lock()
-	c.peeked = end
-	l.mu.Unlock()
-	return rs, end, err
-}
-
-// read reads up to limit records from a position on. files is held.
-func (c *Cursor[R]) read(from uint64, limit int) (rs []R, end uint64, err error) {
-	l := c.log
-	end = from
 	for len(rs) < limit {
-		info, s := l.find(end)
-		if s == nil {
+		more, _, next, err := c.run(end, limit-len(rs))
+		if err != nil && len(rs) == 0 {
+			return nil, end, err
+		}
+		if err != nil || next == end {
 			break
 		}
-		if c.block != info || c.records == nil {
-			c.records, err = l.load(s, info)
-			c.block = info
-		}
-		if err != nil {
-			c.records = nil
-			if !errors.Is(err, errDamaged) {
-				if len(rs) > 0 {
-					return rs, end, nil // these first
-				}
-				return rs, end, fmt.Errorf("log %s: %w", l.dir, err)
-			}
+		rs, end = extend(rs, more), next
+	}
+	l.mu.Lock()
+	c.before = end
+	l.mu.Unlock()
+	return rs, end, nil
+}
+
+// run reads up to limit records from a position on that follow each other without
+// a gap, within one block or in memory, or passes over what is damaged. Nothing
+// left: end is from. files is held.
+func (c *Cursor[R]) run(from uint64, limit int) (rs []R, first, end uint64, err error) {
+	l := c.log
+	if info, s := l.find(from); s != nil {
+		records, err := c.load(s, info)
+		if errors.Is(err, errDamaged) {
 			l.mu.Lock()
-			l.count("damaged", "", info.end()-max(end, info.first))
+			l.count("damaged", "", info.end()-max(from, info.first))
 			s.keep = true
 			l.mu.Unlock()
-			end, err = info.cover(), nil
-			continue
+			return nil, from, info.cover(), nil
 		}
-		at := int(max(end, info.first) - info.first)
-		take := min(len(c.records)-at, limit-len(rs))
-		rs = extend(rs, c.records[at:at+take])
-		if end = info.first + uint64(at+take); end == info.end() {
+		if err != nil {
+			return nil, from, from, fmt.Errorf("log %s: %w", l.dir, err)
+		}
+		first = max(from, info.first)
+		at := int(first - info.first)
+		take := min(len(records)-at, limit)
+		if end = first + uint64(take); end == info.end() {
 			end = info.cover()
 		}
+		return records[at : at+take : at+take], first, end, nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// What a commit takes from memory it has put among the blocks before, and it
 	// waits with that for us: between the two nothing is missing.
-	if first := l.recentFirst(); len(rs) < limit && end < l.next && len(l.recent) > 0 {
-		at := int(max(end, first) - first)
-		take := min(len(l.recent)-at, limit-len(rs))
-		rs = extend(rs, l.recent[at:at+take])
-		end = first + uint64(at+take)
+	if len(l.recent) == 0 || from >= l.next {
+		return nil, from, from, nil
 	}
-	return rs, end, nil
+	first = max(from, l.recentFirst())
+	at := int(first - l.recentFirst())
+	take := min(len(l.recent)-at, limit)
+	return l.recent[at : at+take : at+take], first, first + uint64(take), nil
+}
+
+// load is a block's records, decoded once while they are in use.
+func (c *Cursor[R]) load(s *segment, info blockInfo) ([]R, error) {
+	for i := range c.blocks {
+		if b := &c.blocks[i]; b.records != nil && b.blockInfo == info {
+			c.turn = 1 - i
+			return b.records, nil
+		}
+	}
+	records, err := c.log.load(s, info)
+	if err != nil {
+		return nil, err
+	}
+	c.blocks[c.turn] = loaded[R]{info, records}
+	c.turn = 1 - c.turn
+	return records, nil
 }
 
 // extend is append that takes over the first records as they are: records are

@@ -17,7 +17,7 @@ func (l *Log[R]) Each(f func(R) error) error {
 	c := &Cursor[R]{log: l}
 	for {
 		l.files.RLock()
-		rs, end, err := c.read(pos, maxBlock)
+		rs, _, end, err := c.run(pos, maxBlock)
 		l.files.RUnlock()
 		if err != nil {
 			return err

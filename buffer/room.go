@@ -385,11 +385,11 @@ func (l *Log[R]) leave(b located, err error) error {
 	return err
 }
 
-// busy reports whether an uplink stands within a stretch or has records of it
-// under way. mu is held.
+// busy reports whether an uplink stands within a stretch or goes by the numbers of
+// its records. mu is held.
 func (l *Log[R]) busy(first, cover uint64) bool {
 	for _, c := range l.cursors {
-		if c.pos > first && c.pos < cover || c.peeked > first && c.pos < cover && c.peeked > c.pos {
+		if c.pos > first && c.pos < cover || c.before > first && c.pos < cover && c.before > c.pos || c.from < cover && c.to > first {
 			return true
 		}
 	}
