@@ -102,7 +102,12 @@ func (f *Forwarder) Run(ctx context.Context) error {
 const (
 	mostLanes = 8
 	lookSize  = 4096 // readings of a look at what has come while draining
-	readSize  = 500
+
+	// To know the newest of a backlog, so many are looked at before anything is sent:
+	// some seconds on a small Pi.
+	longestLook = 1_000_000
+
+	readSize = 500
 )
 
 // none stands for the number of a reading that is sent and has none.
@@ -133,9 +138,10 @@ type forwarding struct {
 	blind    uint64 // not all before it was
 	from, to uint64 // express has taken only numbers from here until before there
 
-	restarted uint64    // what comes before may have been sent by a process before
-	seen      time.Time // since when something unread waits; zero: nothing does
-	undated   bool      // the next reading for the lanes cannot be dated until changed
+	restarted uint64          // what comes before may have been sent by a process before
+	doubts    map[uint64]bool // these may have been sent, though nobody has said so
+	seen      time.Time       // since when something unread waits; zero: nothing does
+	undated   bool            // the next reading for the lanes cannot be dated until changed
 	changed   <-chan struct{}
 	asked     bool // the Sink, since the start or the outage
 	open      bool // the circuit: nothing gets through, one try at a time
@@ -160,7 +166,7 @@ type source struct {
 	newest  Reading
 	number  uint64 // of newest, plus one; 0: none
 	stated  uint64 // the number after the newest reading that was sent as the state
-	doubted bool   // a reading of it may have arrived, though nobody has said so
+	doubted bool   // it is not known yet which of its readings a process before has sent
 }
 
 // lane sends one batch at a time.
@@ -199,7 +205,7 @@ type flight struct {
 func newForwarding(f *Forwarder, ctx context.Context) *forwarding {
 	g := &forwarding{
 		Forwarder: f, ctx: ctx, tuner: newTuner(f.Target, f.Batch, f.Lanes, f.Tuned),
-		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{},
+		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{}, doubts: map[uint64]bool{},
 		landed: make(chan *flight, mostLanes+1),
 	}
 	first, end, _ := f.Queue.Bounds()
@@ -214,6 +220,7 @@ func (f *forwarding) begin(first, end uint64) {
 	f.lanes, f.express, f.draining = nil, lane{}, false
 	f.from, f.to, f.blind = none, 0, 0
 	clear(f.claimed)
+	clear(f.doubts)
 	for _, s := range f.order {
 		s.last, s.number, s.stated, s.doubted = 0, 0, 0, true
 	}
@@ -347,10 +354,10 @@ func (f *forwarding) restart() {
 	}
 	if f.open { // what express could not send is backlog now
 		for i, n := range f.express.numbers {
-			if s := f.source(f.express.rs[i].Sensor, n); n != none {
+			s := f.source(f.express.rs[i].Sensor, n)
+			s.stated = 0
+			if n != none {
 				s.last = max(s.last, n+1)
-			} else {
-				s.stated = 0
 			}
 		}
 		f.express = lane{}
@@ -380,19 +387,32 @@ func (f *forwarding) source(sensor string, number uint64) *source {
 // waiting is how many readings the lanes may have.
 func (f *forwarding) window() int { return max(3*f.tuner.size()*max(1, len(f.lanes)), 100) }
 
-// drain begins or ends to treat what is in the log as a backlog.
-func (f *forwarding) drain() {
-	f.past = nil
-	if h, ok := f.Sink.(Historian); ok {
-		if past, ok := h.History(); ok {
-			f.past = past
+// late reports whether so many readings are a backlog.
+func (f *forwarding) late(behind uint64) bool {
+	if f.done.base < f.restarted && behind > 0 {
+		if _, ok := f.history(); ok { // of the state it cannot be told which of the past is there
+			return true
 		}
 	}
+	return behind > uint64(f.tuner.size()) && (f.open || f.done.base < f.restarted || behind > uint64(f.window()))
+}
+
+// history is where a backlog goes, if that is a place of its own.
+func (f *forwarding) history() (Sink, bool) {
 	if f.Latest {
-		f.past = skipper{}
+		return skipper{}, true
 	}
-	if f.past != nil && f.scan < f.restarted {
-		f.scan, f.blind = f.end, f.end // of what comes now the newest is known at once, of the rest in the end
+	if h, ok := f.Sink.(Historian); ok {
+		return h.History()
+	}
+	return nil, false
+}
+
+// drain begins to treat what is in the log as a backlog.
+func (f *forwarding) drain() {
+	f.past, _ = f.history()
+	if f.past != nil && f.end-f.scan > longestLook { // of what comes now the newest is known at once, of the rest in the end
+		f.scan, f.blind = f.end, f.end
 	}
 	f.scan = max(f.scan, f.done.base)
 	f.draining, f.mark = true, f.end
@@ -425,14 +445,15 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 	switch {
 	case f.draining && f.done.base >= f.scan && f.scan >= f.end && len(f.claimed) == 0 && f.flying == 0:
 		f.drained()
-	case !f.draining && f.flying == 0 && behind > uint64(f.tuner.size()) && (f.open || f.done.base < f.restarted || behind > uint64(f.window())):
+	case !f.draining && f.flying == 0 && f.late(behind):
 		f.drain()
 		f.follow()
 	}
 	end := f.end
 	if f.draining {
 		if f.past != nil {
-			end = f.scan // what is newest has been claimed
+			f.state()
+			end = f.scan
 		}
 	} else if unread := f.end - min(f.end, f.at); !stopping && !f.open && unread < uint64(f.tuner.size()) && now.Sub(f.seen) < f.Linger {
 		return // for company
@@ -500,7 +521,11 @@ func (f *forwarding) follow() {
 	if live && f.scan >= f.mark {
 		f.keep(f.scan, f.end)
 	}
-	for left := lookSize; left > 0 && f.scan < f.end; {
+	left := lookSize
+	if f.past != nil {
+		left = longestLook
+	}
+	for left > 0 && f.scan < f.end {
 		rs, first, next, err := f.Queue.Read(f.scan, min(left, readSize, int(f.end-f.scan)))
 		if err != nil || next == f.scan {
 			break // the lanes will say so
@@ -523,10 +548,13 @@ func (f *forwarding) follow() {
 		f.scan = next
 		left -= max(1, len(rs))
 	}
-	if !may || f.past == nil {
-		return
-	}
-	for _, s := range f.order { // the newest state
+}
+
+// state claims the newest reading of each source, before the lanes can take it for
+// history.
+func (f *forwarding) state() {
+	room := 2*f.tuner.size() - len(f.express.rs)
+	for _, s := range f.order {
 		n := s.number - 1
 		if s.number <= s.stated || n < f.at || room <= 0 || f.done.settled(n) {
 			continue
@@ -592,9 +620,8 @@ func (f *forwarding) send(l *lane, past Sink) {
 		fl.sink = past
 	}
 	if _, ok := fl.sink.(Reconciler); ok {
-		for i, r := range fl.rs {
-			number := fl.numbers[i]
-			fl.doubt = fl.doubt || f.source(r.Sensor, number).doubted || fl.past && number < f.restarted
+		for i, number := range fl.numbers {
+			fl.doubt = fl.doubt || f.doubts[number] || number < f.restarted && (fl.past || f.sensors[fl.rs[i].Sensor].doubted)
 		}
 	}
 	l.flying = n
@@ -674,8 +701,8 @@ func (f *forwarding) land(fl *flight) {
 		}
 	}
 	if fl.err != nil || f.stale {
-		for i, r := range fl.rs {
-			f.source(r.Sensor, fl.numbers[i]).doubted = true
+		for _, number := range fl.numbers {
+			f.doubts[number] = true
 		}
 		fl.lane.flying = 0
 		if fl.err != nil {
@@ -693,7 +720,7 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 		number := fl.numbers[i]
 		s := f.source(r.Sensor, number)
 		if fl.doubt {
-			s.doubted = fl.held[i] // of several the last one counts: what follows it is not there either
+			s.doubted = s.doubted && (fl.held[i] || fl.past) // in order: what follows is not there either
 			if fl.held[i] {
 				held++
 			}
@@ -707,6 +734,9 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 		f.done.settle(number, number+1)
 		if len(f.claimed) > 0 {
 			delete(f.claimed, number)
+		}
+		if len(f.doubts) > 0 {
+			delete(f.doubts, number)
 		}
 	}
 	fl.lane.drop(n)

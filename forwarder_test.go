@@ -22,6 +22,7 @@ type fakeQueue struct {
 	ready    chan struct{}
 	broken   error // of Reject
 	anew     bool
+	gone     []Reading // acknowledged
 }
 
 func newFakeQueue(n int) *fakeQueue {
@@ -63,7 +64,18 @@ func (q *fakeQueue) Hold(before, from, to uint64) {}
 func (q *fakeQueue) Ack(end uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.gone = append(q.gone, q.rs[:end-q.first]...)
 	q.rs, q.first = q.rs[end-q.first:], end
+}
+
+// forget has the last n acknowledgements forgotten, as a crash before a commit does.
+func (q *fakeQueue) forget(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = min(n, len(q.gone))
+	q.rs = append(slices.Clone(q.gone[len(q.gone)-n:]), q.rs...)
+	q.gone = q.gone[:len(q.gone)-n]
+	q.first -= uint64(n)
 }
 func (q *fakeQueue) Reject(rs []Reading, why string) error {
 	if q.broken != nil {

@@ -40,12 +40,10 @@ func (l *ledger) advance(first uint64) uint64 {
 	l.drop(max(first, l.base))
 	for len(l.words) > 0 {
 		run := uint64(bits.TrailingZeros64(^(l.words[0] >> (l.base % 64))))
-		to := min(l.base+run, l.base-l.base%64+64)
-		more := to%64 == 0
-		l.drop(to)
-		if !more {
+		if run == 0 {
 			break
 		}
+		l.drop(min(l.base+run, l.base-l.base%64+64))
 	}
 	return l.base
 }
