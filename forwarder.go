@@ -451,6 +451,10 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 	}
 	end := f.end
 	if f.draining {
+		if f.at >= max(f.mark, f.scan) && f.end-f.scan > lookSize && len(f.claimed) == 0 {
+			f.mark = f.end // more comes than can be looked at
+		}
+		end = max(f.mark, f.scan)
 		if f.past != nil {
 			f.state()
 			end = f.scan
@@ -480,12 +484,16 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 			if f.done.settled(n) || f.claimed[n] {
 				continue
 			}
+			s := f.source(r.Sensor, n)
+			if f.past != nil && n+1 == s.number && n >= f.blind {
+				f.at = n // express will take it, as the state
+				return
+			}
 			var ok bool
 			if r, ok = f.dated(r); !ok {
 				f.at, f.undated = n, true
 				return
 			}
-			s := f.source(r.Sensor, n)
 			s.last = max(s.last, n+1)
 			if f.past != nil && n+1 > s.number {
 				s.newest, s.number = r, n+1
@@ -516,10 +524,12 @@ func (f *forwarding) dated(r Reading) (Reading, bool) {
 // wait for it.
 func (f *forwarding) follow() {
 	may := f.draining && (!f.open || f.may(time.Now()))
-	room := 2*f.tuner.size() - len(f.express.rs)
-	live := may && f.past == nil && f.done.base >= f.blind
+	room := max(0, 2*f.tuner.size()-len(f.express.rs))
+	live := may && f.past == nil && f.done.base >= f.blind && f.end-f.scan <= lookSize
 	if live && f.scan >= f.mark {
 		f.keep(f.scan, f.end)
+	} else if !f.open && f.past == nil && len(f.claimed) > 0 {
+		return // the lanes would overtake what express has
 	}
 	left := lookSize
 	if f.past != nil {
@@ -533,12 +543,15 @@ func (f *forwarding) follow() {
 		for i, r := range rs {
 			n := first + uint64(i)
 			s := f.source(r.Sensor, n)
-			if live && n >= f.mark && n >= f.at && room > 0 && (s.last == 0 || f.done.settled(s.last-1)) {
-				if r, ok := f.dated(r); ok {
-					f.claim(r, n)
-					room--
-					continue
+			if live && n >= f.mark && (s.last == 0 || f.done.settled(s.last-1)) {
+				r, ok := f.dated(r)
+				if !ok || room == 0 { // later, or the lanes would overtake what express has of it
+					f.scan = n
+					return
 				}
+				f.claim(r, n)
+				room--
+				continue
 			}
 			s.last = max(s.last, n+1)
 			if n+1 > s.number {
@@ -559,7 +572,11 @@ func (f *forwarding) state() {
 		if s.number <= s.stated || n < f.at || room <= 0 || f.done.settled(n) {
 			continue
 		}
-		if r, ok := f.dated(s.newest); ok && f.still(s.newest, n) {
+		if !f.still(s.newest, n) {
+			f.blind = f.end // what was known of these numbers is so no more
+			return
+		}
+		if r, ok := f.dated(s.newest); ok {
 			s.stated = s.number
 			f.claim(r, n)
 			room--
@@ -741,7 +758,9 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	}
 	fl.lane.drop(n)
 	f.settled(0)
-	f.open, f.failures = false, 0
+	if !f.reset { // another try may have failed meanwhile
+		f.open, f.failures = false, 0
+	}
 	now := time.Now()
 	_, skipped := fl.sink.(skipper)
 	if fl.took > 0 && !skipped {
