@@ -1,7 +1,6 @@
 package ngsi
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -61,15 +60,21 @@ type Sink struct {
 	opened   bool                 // the broker has taken something: the tenant is there
 	maxBody  int                  // shrinks when the broker says 413
 	devices  map[string]time.Time // when each was last sent
-	entities map[string]*state    // by id
-	sources  map[string]*source   // by the sensor's name
+	entities map[entityKey]*state
+	sources  map[string]*source // by the sensor's name
 
+	plans uint64    // so many tries were planned
 	tries sync.Pool // of those that have ended, for their memory
 }
 
-// state is what a Sink knows of an entity at the broker.
+// entityKey is an entity's id, and its subject where the dialect parts those.
+type entityKey struct{ subject, id string }
+
+// state is what a Sink knows of an entity, guarded by its mu.
 type state struct {
-	settled bool // it has no timeUncertain there
+	settled bool   // the broker holds it without a timeUncertain
+	plan    uint64 // in which it stood last
+	slot    int    // there: its last one
 }
 
 // source is a configured sensor whose readings come.
@@ -149,7 +154,7 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 		cfg.Warn = func(error) {}
 	}
 	s := &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
-		devices: map[string]time.Time{}, entities: map[string]*state{}, sources: make(map[string]*source, len(m.things))}
+		devices: map[string]time.Time{}, entities: map[entityKey]*state{}, sources: make(map[string]*source, len(m.things))}
 	for name, site := range m.things {
 		s.sources[name] = &source{site: site}
 	}
@@ -208,9 +213,7 @@ type item struct {
 type slot struct {
 	items []item
 	body  []byte // with a comma before it
-
-	// Only what has the same subject and round may share a request.
-	subject, round, order int
+	round uint64 // of those that may share requests: its number, above that the subject's
 }
 
 // Requests are those that Send would send if all went well. As with Send, each
@@ -262,20 +265,22 @@ type try struct {
 	taken    int            // entities that the broker has taken
 	rejected map[int]string // why, by reading
 
-	items  []item
-	slots  []slot // in the order in which they go
-	text   []byte // of all slots
-	filler filler
-	places map[place]int   // its last slot
-	due    map[string]bool // Devices among the items
-	open   atomic.Int32    // requests whose text is still read
+	items    []item
+	placed   []slot   // in the order of items
+	order    []uint64 // of placed: round and index
+	slots    []slot   // in the order in which they go
+	text     []byte   // of all slots
+	subjects []string
+	filler   filler
+	due      map[string]bool // Devices among the items
+	open     atomic.Int32    // requests whose text is still read
 }
 
 // try plans a Send: what goes, in which order, and what may share a request.
 func (s *Sink) try(rs []gateway.Reading) *try {
 	t, _ := s.tries.Get().(*try)
 	if t == nil {
-		t = &try{Sink: s, rejected: map[int]string{}, places: map[place]int{}, due: map[string]bool{}}
+		t = &try{Sink: s, rejected: map[int]string{}, due: map[string]bool{}}
 	}
 	t.rs = rs
 	s.mu.Lock()
@@ -308,7 +313,7 @@ func (s *Sink) try(rs []gateway.Reading) *try {
 		if fits == nil && source != nil && len(source.templates) < maxTemplates {
 			if fits = newTemplate(s.dialect, s.mapper, source.site, *r); fits != nil && t.filler.take(fits, r) {
 				for k := range fits.entities {
-					fits.entities[k].state = s.state(fits.entities[k].ID)
+					fits.entities[k].state = s.state(fits.entities[k].Entity)
 				}
 				source.templates = append(source.templates, fits)
 			} else {
@@ -338,11 +343,15 @@ func (s *Sink) fresh(id string, now time.Time) bool {
 	return sent && now.Sub(last) < deviceEvery
 }
 
-func (s *Sink) state(id string) *state {
-	known := s.entities[id]
+func (s *Sink) state(e *Entity) *state {
+	key := entityKey{id: e.ID}
+	if s.dialect.byContext {
+		key.subject = e.Subject
+	}
+	known := s.entities[key]
 	if known == nil {
 		known = &state{}
-		s.entities[id] = known
+		s.entities[key] = known
 	}
 	return known
 }
@@ -368,7 +377,7 @@ func (t *try) device(e Entity) {
 // write writes an entity for which there is no template.
 func (t *try) write(e *Entity, reading, nth int) {
 	t.text = t.dialect.entity(append(t.text, ','), e)
-	t.items = append(t.items, item{Entity: e, state: t.state(e.ID), reading: reading, nth: nth, end: len(t.text)})
+	t.items = append(t.items, item{Entity: e, state: t.state(e), reading: reading, nth: nth, end: len(t.text)})
 }
 
 // entity is what it says.
@@ -385,11 +394,12 @@ func (t *try) end() {
 		return
 	}
 	clear(t.items)
+	clear(t.placed)
 	clear(t.slots)
-	clear(t.places)
 	clear(t.due)
 	clear(t.rejected)
-	t.rs, t.taken, t.items, t.slots, t.text = nil, 0, t.items[:0], t.slots[:0], t.text[:0]
+	t.rs, t.taken = nil, 0
+	t.items, t.placed, t.order, t.slots, t.text = t.items[:0], t.placed[:0], t.order[:0], t.slots[:0], t.text[:0]
 	t.tries.Put(t)
 }
 
@@ -406,11 +416,8 @@ func check(r gateway.Reading) error {
 	return nil
 }
 
-// place is an id among those of a subject.
-type place struct {
-	subject int
-	id      *state
-}
+// A round has indexBits bits for its number; an order, for the index.
+const indexBits = 24
 
 // arrange parts items into what may share a request: one subject where the
 // dialect wants that; and where it takes an id only once, the k-th entity of
@@ -418,42 +425,44 @@ type place struct {
 // Of two sensors that feed one entity, what touches no measured attribute of the
 // other's goes into one.
 func (t *try) arrange() {
-	var subjects []string
+	t.plans++
+	subjects := t.subjects[:0]
 	begin := 0
 	for i, it := range t.items {
-		sl := slot{items: t.items[i : i+1 : i+1], body: t.text[begin:it.end], order: i}
+		sl := slot{items: t.items[i : i+1 : i+1], body: t.text[begin:it.end]}
 		begin = it.end
-		switch {
-		case i == 0 && !t.opened:
-			// A tenant's first request has one entity: brokers have failed at more. As
-			// a rule it is the gateway's own Device.
-			sl.subject = -1
-		case t.dialect.byContext:
-			if sl.subject = slices.Index(subjects, it.Subject); sl.subject < 0 {
-				sl.subject = len(subjects)
-				subjects = append(subjects, it.Subject)
+		// A tenant's first request has one entity: brokers have failed at more. As
+		// a rule it is the gateway's own Device.
+		alone := i == 0 && !t.opened
+		if !alone {
+			subject := 0
+			if t.dialect.byContext {
+				if subject = slices.Index(subjects, it.Subject); subject < 0 {
+					subject = len(subjects)
+					subjects = append(subjects, it.Subject)
+				}
 			}
+			sl.round = uint64(1+subject) << indexBits
 		}
-		if !t.dialect.repeats && sl.subject >= 0 {
-			at := place{sl.subject, it.state}
-			last, stands := t.places[at]
-			if stands {
-				l := &t.slots[last]
-				if apart(l.items, it) {
-					together := t.slot(append(l.items, it)...)
-					l.items, l.body = together.items, together.body
+		if !t.dialect.repeats && !alone {
+			if it.state.plan == t.plans {
+				last := &t.placed[it.state.slot]
+				if apart(last.items, it) {
+					last.items = append(last.items, it)
+					last.body = t.together(last.items)
 					continue
 				}
-				sl.round = l.round + 1
+				sl.round = last.round + 1
 			}
-			t.places[at] = len(t.slots)
+			it.state.plan, it.state.slot = t.plans, len(t.placed)
 		}
-		t.slots = append(t.slots, sl)
+		t.order = append(t.order, sl.round<<indexBits|uint64(len(t.placed)))
+		t.placed = append(t.placed, sl)
 	}
-	if !t.dialect.repeats {
-		slices.SortFunc(t.slots, func(a, b slot) int {
-			return cmp.Or(a.subject-b.subject, a.round-b.round, a.order-b.order)
-		})
+	t.subjects = subjects
+	slices.Sort(t.order) // one round as a rule: that is nothing to sort
+	for _, o := range t.order {
+		t.slots = append(t.slots, t.placed[o&(1<<indexBits-1)])
 	}
 }
 
@@ -472,8 +481,8 @@ func apart(items []item, it item) bool {
 	return true
 }
 
-// slot puts items of one id together: of an attribute, the last one counts.
-func (t *try) slot(items ...item) slot {
+// together writes items of one id as one entity: of an attribute, the last one counts.
+func (t *try) together(items []item) []byte {
 	e := t.entity(items[0])
 	for _, it := range items[1:] {
 		next := t.entity(it)
@@ -483,7 +492,7 @@ func (t *try) slot(items ...item) slot {
 		})
 		e.Attrs = append(attrs, next.Attrs...)
 	}
-	return slot{items: items, body: t.dialect.entity([]byte{','}, &e)}
+	return t.dialect.entity([]byte{','}, &e)
 }
 
 // fit is how many of slots go into one request: at least one.
@@ -495,7 +504,7 @@ func (t *try) fit(slots []slot) int {
 	for n := range slots {
 		sl := &slots[n]
 		size += len(sl.body)
-		if n > 0 && (size > limit || n == t.cfg.MaxEntities || sl.subject != slots[0].subject || sl.round != slots[0].round) {
+		if n > 0 && (size > limit || n == t.cfg.MaxEntities || sl.round != slots[0].round) {
 			return n
 		}
 	}
@@ -606,8 +615,8 @@ func (t *try) halve(ctx context.Context, slots []slot, words string) error {
 			t.reject(items[0], words)
 			return nil
 		}
-		for _, it := range items {
-			if err := t.send(ctx, []slot{t.slot(it)}); err != nil {
+		for i := range items {
+			if err := t.send(ctx, []slot{{items: items[i : i+1], body: t.together(items[i : i+1])}}); err != nil {
 				return err
 			}
 		}
@@ -668,8 +677,9 @@ func (t *try) prove(ctx context.Context, slots []slot) error {
 		return nil
 	}
 	t.mu.Lock()
-	proof := []slot{t.slot(item{Entity: self, state: t.state(self.ID), reading: none})}
+	items := []item{{Entity: self, state: t.state(self), reading: none}}
 	t.mu.Unlock()
+	proof := []slot{{items: items, body: t.together(items)}}
 	a, err := t.post(ctx, t.request(proof))
 	switch {
 	case err != nil:

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -57,7 +58,7 @@ func sameAsPlain(t *testing.T, s *Sink, rs []gateway.Reading) (filled int) {
 				begin, items = items[0].end, items[1:]
 			}
 			it := items[0]
-			if want, got := ","+string(s.dialect.entity(nil, &e)), string(try.text[begin:it.end]); got != want || it.reading != i || it.nth != k || it.ID != e.ID || it.state != s.entities[e.ID] {
+			if want, got := ","+string(s.dialect.entity(nil, &e)), string(try.text[begin:it.end]); got != want || it.reading != i || it.nth != k || it.ID != e.ID || it.state != s.state(&e) {
 				t.Fatalf("%v\n%d.%d %s\n%s, want\n%s", r, it.reading, it.nth, it.ID, got, want)
 			}
 			if it.Entity.At != e.At {
@@ -182,19 +183,6 @@ func FuzzDecimal(f *testing.F) {
 	})
 }
 
-// ordinary are n readings of a lab's sensors, oldest first.
-func ordinary(n int) (*Mapper, []gateway.Reading) {
-	m, few := room()
-	few[1].Values[2].V = 48.0 // as it was, out of the model's bounds
-	var rs []gateway.Reading
-	for i := range n {
-		r := few[i%len(few)]
-		r.At.Wall = r.At.Wall.Add(time.Duration(i) * 7 * time.Millisecond)
-		rs = append(rs, r)
-	}
-	return m, rs
-}
-
 var raceDetector bool // set in race_test.go
 
 // TestNoAllocations: once a sensor has sent, mapping and writing take no memory.
@@ -203,7 +191,7 @@ func TestNoAllocations(t *testing.T) {
 		t.Skip("SKIPPED: the race detector allocates")
 	}
 	for api := range dialects {
-		m, rs := ordinary(500)
+		m, rs := ordinary(500, 100)
 		s := bare(t, api, m)
 		s.Requests(rs)
 		if n := testing.AllocsPerRun(20, func() { s.try(rs).end() }); n >= 5 {
@@ -214,26 +202,48 @@ func TestNoAllocations(t *testing.T) {
 
 // BenchmarkSend sends batches to a broker that says yes without a network.
 func BenchmarkSend(b *testing.B) {
-	for _, api := range []string{"ngsi-v2", "ngsi-ld"} {
-		b.Run(api, func(b *testing.B) {
-			m, rs := ordinary(500)
-			s := bare(b, api, m)
-			var size int64
+	one := func(r gateway.Reading) bool { return len(r.Values) != 1 }
+	three := func(r gateway.Reading) bool { return len(r.Values) != 3 }
+	for _, c := range []struct {
+		name, api string
+		but       func(gateway.Reading) bool
+	}{
+		{"v2", "ngsi-v2", func(gateway.Reading) bool { return false }},
+		{"v2, one value", "ngsi-v2", one},
+		{"v2, three values", "ngsi-v2", three},
+		{"ld", "ngsi-ld", func(gateway.Reading) bool { return false }},
+		{"ld, one value", "ngsi-ld", one},
+		{"ld, three values", "ngsi-ld", three},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			m, rs := ordinary(2000, 1000)
+			rs = slices.DeleteFunc(rs, c.but)[:500]
+			s := bare(b, c.api, m)
+			var size, requests int
 			s.client.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 				n, err := io.Copy(io.Discard, r.Body)
-				size += n
+				size += int(n)
+				requests++
 				return &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody}, errors.Join(err, r.Body.Close())
 			})
-			b.ReportAllocs()
+			if err := s.Send(context.Background(), rs); err != nil {
+				b.Fatal(err)
+			}
+			size, requests = 0, 0
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
 			for b.Loop() {
 				if err := s.Send(context.Background(), rs); err != nil {
 					b.Fatal(err)
 				}
 			}
+			runtime.ReadMemStats(&after)
 			readings := float64(b.N * len(rs))
 			b.ReportMetric(readings/b.Elapsed().Seconds(), "readings/s")
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/readings, "ns/reading")
-			b.ReportMetric(float64(size)/readings, "bytes/reading")
+			b.ReportMetric(float64(after.Mallocs-before.Mallocs)/readings, "allocs/reading")
+			b.ReportMetric(float64(size)/readings, "B/reading")
+			b.ReportMetric(float64(requests)/float64(b.N), "requests")
 		})
 	}
 }
