@@ -290,12 +290,13 @@ func (s *Sink) try(rs []gateway.Reading) *try {
 	for i := range rs {
 		r := &rs[i]
 		source := s.sources[r.Sensor]
-		fits := source.fitting(&t.filler, r)
+		fits := t.fitting(source, r)
 		if fits == nil {
 			if err := check(*r); err != nil {
 				t.rejected[i] = err.Error()
 				continue
 			}
+			fits = t.learn(source, r)
 		}
 		if !self {
 			t.device(s.mapper.self)
@@ -310,27 +311,17 @@ func (s *Sink) try(rs []gateway.Reading) *try {
 				t.device(e)
 			}
 		}
-		if fits == nil && source != nil && len(source.templates) < maxTemplates {
-			if fits = newTemplate(s.dialect, s.mapper, source.site, *r); fits != nil && t.filler.take(fits, r) {
-				for k := range fits.entities {
-					fits.entities[k].state = s.state(fits.entities[k].Entity)
-				}
-				source.templates = append(source.templates, fits)
-			} else {
-				fits = nil
-			}
-		}
-		if fits != nil {
-			for k := range fits.entities {
-				p := &fits.entities[k]
-				t.text = t.filler.fill(t.text, fits, p)
-				t.items = append(t.items, item{Entity: p.Entity, state: p.state, reading: i, nth: k, end: len(t.text)})
+		if fits == nil {
+			es := s.mapper.Entities(*r)
+			for k := range es {
+				t.write(&es[k], i, k)
 			}
 			continue
 		}
-		es := s.mapper.Entities(*r)
-		for k := range es {
-			t.write(&es[k], i, k)
+		for k := range fits.entities {
+			p := &fits.entities[k]
+			t.text = t.filler.fill(t.text, fits, p)
+			t.items = append(t.items, item{Entity: p.Entity, state: p.state, reading: i, nth: k, end: len(t.text)})
 		}
 	}
 	t.arrange()
@@ -356,17 +347,33 @@ func (s *Sink) state(e *Entity) *state {
 	return known
 }
 
-// fitting is the template that r fits, with f filled; nil: there is none.
-func (s *source) fitting(f *filler, r *gateway.Reading) *template {
+// fitting is the template that r fits, with the filler holding r; nil: there is none.
+func (t *try) fitting(s *source, r *gateway.Reading) *template {
 	if s == nil {
 		return nil
 	}
-	for _, t := range s.templates {
-		if f.take(t, r) {
-			return t
+	for _, made := range s.templates {
+		if t.filler.take(made, r) {
+			return made
 		}
 	}
 	return nil
+}
+
+// learn makes the template that r fits, as fitting; nil: r can have none.
+func (t *try) learn(s *source, r *gateway.Reading) *template {
+	if s == nil || len(s.templates) == maxTemplates {
+		return nil
+	}
+	made := newTemplate(t.dialect, t.mapper, s.site, *r)
+	if made == nil || !t.filler.take(made, r) {
+		return nil
+	}
+	for k := range made.entities {
+		made.entities[k].state = t.state(made.entities[k].Entity)
+	}
+	s.templates = append(s.templates, made)
+	return made
 }
 
 func (t *try) device(e Entity) {
@@ -468,7 +475,8 @@ func (t *try) arrange() {
 
 // apart reports whether it says nothing anew that items say.
 func apart(items []item, it item) bool {
-	for _, a := range it.Attrs {
+	for i := range it.Attrs {
+		a := &it.Attrs[i]
 		if a.At.IsZero() || a.Kind == Time {
 			continue
 		}

@@ -59,7 +59,7 @@ func sameAsPlain(t *testing.T, s *Sink, rs []gateway.Reading) (filled int) {
 			}
 			it := items[0]
 			if want, got := ","+string(s.dialect.entity(nil, &e)), string(try.text[begin:it.end]); got != want || it.reading != i || it.nth != k || it.ID != e.ID || it.state != s.state(&e) {
-				t.Fatalf("%v\n%d.%d %s\n%s, want\n%s", r, it.reading, it.nth, it.ID, got, want)
+				t.Fatalf("%v\n%d.%d %s\n%.900s, want\n%.900s", r, it.reading, it.nth, it.ID, got, want)
 			}
 			if it.Entity.At != e.At {
 				filled++
