@@ -173,6 +173,8 @@ func FuzzDecimal(f *testing.F) {
 	for _, v := range []float64{0, 0.05, -0.05, 1.25, 999999999999999, 99999999.9999999, 1e15, 9007199254740991, 0.00000001, 1e300, -49.88} {
 		f.Add(v, 4)
 	}
+	f.Add(68866042462.36681, 5) // is as well …668
+	f.Add(682119848.8548549, 7)
 	f.Fuzz(func(t *testing.T, v float64, decimals int) {
 		decimals = int(uint(decimals) % uint(len(powers)))
 		for _, x := range []float64{v, round(v, decimals), round(v, min(decimals+2, len(powers)-1))} {

@@ -58,9 +58,10 @@ func read(t *testing.T, r io.Reader) []byte {
 func TestLateReader(t *testing.T) {
 	m, rs := ordinary(100, 10)
 	s := bare(t, "ngsi-v2", m)
-	var late io.ReadCloser
+	var late, closed io.ReadCloser
 	s.client.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 		late = r.Body
+		closed, _ = r.GetBody()
 		return nil, errors.New("lost")
 	})
 	s.Requests(rs[:50]) // the Devices
@@ -74,10 +75,10 @@ func TestLateReader(t *testing.T) {
 	if got := read(t, late); !bytes.Equal(got, want[0].Body) {
 		t.Errorf("%.300s, want\n%.300s", got, want[0].Body)
 	}
-	if err := errors.Join(late.Close(), late.Close()); err != nil {
+	if err := errors.Join(late.Close(), late.Close(), closed.Close()); err != nil {
 		t.Error(err)
 	}
-	if n, err := late.Read(make([]byte, 1)); n != 0 || err == nil {
+	if n, err := closed.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Errorf("read %d bytes after it was closed", n)
 	}
 }
@@ -86,9 +87,9 @@ func TestLateReader(t *testing.T) {
 func TestReuse(t *testing.T) {
 	m, rs := ordinary(100, 10)
 	s := bare(t, "ngsi-ld", m)
-	refused := 0
+	refused, all := 0, false
 	s.client.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
-		if body := read(t, r.Body); bytes.Contains(body, []byte(`"LAeq"`)) {
+		if body := read(t, r.Body); bytes.Contains(body, []byte(`"LAeq"`)) || all {
 			refused++
 			return &http.Response{StatusCode: http.StatusBadRequest, Header: http.Header{"Content-Type": {jsonType}},
 				Body: io.NopCloser(bytes.NewReader([]byte(`{"type":"/BadRequestData","title":"too loud"}`)))}, r.Body.Close()
@@ -105,5 +106,9 @@ func TestReuse(t *testing.T) {
 	}
 	if refused < 60 {
 		t.Errorf("only %d refused", refused)
+	}
+	all = true // what was taken before proves nothing now
+	if _, ok := errors.AsType[*gateway.RetryError](s.Send(t.Context(), rs[:2])); !ok {
+		t.Error("rejected by a broker that refuses everything")
 	}
 }
