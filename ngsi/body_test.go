@@ -249,9 +249,14 @@ func structured(v any) any {
 
 // BenchmarkEncode writes the entities of 1,000 readings: by template, of readings
 // that are yet to be mapped; with the plain writer; and with encoding/json, given
-// the same entities as structs and as maps. x is how much faster than the structs.
+// the same entities as structs and as maps. x is how much faster than the structs, of
+// the best rounds each, which other programs disturb least; the bar is five.
 func BenchmarkEncode(b *testing.B) {
-	for api, normal := range map[string]func(*Entity) object{"ngsi-v2": normalV2, "ngsi-ld": normalLD} {
+	for _, api := range []string{"ngsi-v2", "ngsi-ld"} {
+		normal := normalV2
+		if api == "ngsi-ld" {
+			normal = normalLD
+		}
 		m, rs := ordinary(1000, 100)
 		s := bare(b, api, m)
 		s.Requests(rs) // the Devices are sent
@@ -278,7 +283,7 @@ func BenchmarkEncode(b *testing.B) {
 				b.Fatalf("not the same entities: %v\n%.2000s\n%.2000s", err, ours, text)
 			}
 		}
-		var took [4]float64
+		var best [4]time.Duration
 		for i, c := range []struct {
 			name string
 			run  func()
@@ -291,12 +296,18 @@ func BenchmarkEncode(b *testing.B) {
 			b.Run(api+"/"+c.name, func(b *testing.B) {
 				b.ReportAllocs()
 				b.SetBytes(int64(len(ours)))
+				best[i] = time.Hour
 				for b.Loop() {
+					start := time.Now()
 					c.run()
+					best[i] = min(best[i], time.Since(start))
 				}
-				took[i] = b.Elapsed().Seconds() / float64(b.N)
-				b.ReportMetric(took[i]*1e9/float64(len(rs)), "ns/reading")
-				b.ReportMetric(took[0]/took[i], "x")
+				x := float64(best[0]) / float64(best[i])
+				b.ReportMetric(float64(best[i].Nanoseconds())/float64(len(rs)), "best-ns/reading")
+				b.ReportMetric(x, "x")
+				if c.name == "template" && best[0] > 0 && x < 5 && os.Getenv("BENCH_REPORT") != "1" {
+					b.Errorf("only %.1f times as fast as encoding/json", x)
+				}
 			})
 		}
 	}

@@ -1,7 +1,8 @@
 // Package ngsi turns readings into NGSI entities of the Smart Data Models and
 // takes them to a broker, in NGSIv2 or NGSI-LD. What fits which model is the
 // table in models.go; Mapper is pure; Sink is the HTTP client and the judge of
-// the broker's answers.
+// the broker's answers. What a Sink sends it writes by templates, which it makes
+// of what the Mapper and the plain writers give.
 package ngsi
 
 import (

@@ -454,7 +454,7 @@ func (t *try) arrange() {
 		if !t.dialect.repeats && !alone {
 			if it.state.plan == t.plans {
 				last := &t.placed[it.state.slot]
-				if apart(last.items, it) {
+				if last.items[0].Entity != it.Entity && apart(last.items, it) { // one template says the same
 					last.items = append(last.items, it)
 					last.body = t.together(last.items)
 					continue

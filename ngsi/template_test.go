@@ -140,28 +140,29 @@ func anyValue(rng *rand.Rand, q gateway.Quantity) gateway.Value {
 }
 
 func FuzzTemplates(f *testing.F) {
-	f.Add(21.5, 48.2, 97530.0, int64(1_700_000_000_123_456_789))
-	f.Add(-0.5, 101.0, math.Inf(1), int64(-1))
-	f.Add(1e15, 0.000004, 9007199254740993.0, int64(math.MaxInt64))
 	things := sites()
 	m := NewMapper("gw", things)
-	f.Fuzz(func(t *testing.T, a, b, c float64, nano int64) {
+	for which := range things {
+		f.Add(uint8(which), 21.5, 48.2, 97530.0, int64(1_700_000_000_123_456_789))
+		f.Add(uint8(which), -0.5, 101.0, math.Inf(1), int64(-1))
+		f.Add(uint8(which), 1e15, 0.000004, 9007199254740993.0, int64(math.MaxInt64))
+	}
+	f.Fuzz(func(t *testing.T, which uint8, a, b, c float64, nano int64) {
+		thing := things[int(which)%len(things)]
 		for api := range dialects {
 			s := bare(t, api, m)
 			var rs []gateway.Reading
 			for _, values := range [][]float64{{1, 1, 1}, {a, b, c}, {c, a, b}, {b, c, a}} {
-				for _, thing := range things {
-					r := reading(thing.Name)
-					r.At.Wall = time.Unix(0, nano)
-					for i, q := range thing.Quantities {
-						v := num(q, values[i%3])
-						if q.Kind() == gateway.Switch {
-							v.V = values[i%3] > 0
-						}
-						r.Values = append(r.Values, v)
+				r := reading(thing.Name)
+				r.At.Wall = time.Unix(0, nano)
+				for i, q := range thing.Quantities {
+					v := num(q, values[i%3])
+					if q.Kind() == gateway.Switch {
+						v.V = values[i%3] > 0
 					}
-					rs = append(rs, r)
+					r.Values = append(r.Values, v)
 				}
+				rs = append(rs, r)
 			}
 			sameAsPlain(t, s, rs)
 		}
