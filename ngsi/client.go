@@ -149,6 +149,11 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 	if err != nil {
 		return s.noAnswer(err), nil
 	}
+	if r.text != nil {
+		req.ContentLength = int64(r.text.size)
+		req.GetBody = r.text.reader
+		req.Body, _ = r.text.reader()
+	}
 	req.Header = r.Header
 	token := ""
 	if s.cfg.Token != nil {
@@ -170,7 +175,7 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return answer{}, ctx.Err()
-	case err != nil && len(r.Body) >= suspectBody && cut(err):
+	case err != nil && req.ContentLength >= suspectBody && cut(err):
 		return answer{verdict: tooLarge, words: "it closed the connection", cause: err}, nil
 	case err != nil:
 		return s.noAnswer(err), nil

@@ -1,7 +1,8 @@
 // Package ngsi turns readings into NGSI entities of the Smart Data Models and
 // takes them to a broker, in NGSIv2 or NGSI-LD. What fits which model is the
 // table in models.go; Mapper is pure; Sink is the HTTP client and the judge of
-// the broker's answers.
+// the broker's answers. What a Sink sends it writes by templates, which it makes
+// of what the Mapper and the plain writers give.
 package ngsi
 
 import (
@@ -59,6 +60,9 @@ type Attr struct {
 	// Uncertain is between when and when it was observed, where At is only the best
 	// guess: an ISO 8601 interval of two instants, the second ".." if not known.
 	Uncertain string
+
+	value int   // which of the reading's values it tells
+	home  *home // how it tells it; nil: it tells none
 }
 
 // Entity is what a broker keeps.
@@ -212,7 +216,7 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 	main := Entity{ID: s.id, Type: s.typ, Subject: s.model.subject, At: at}
 	var self Entity
 	var others []Entity
-	for _, v := range r.Values {
+	for i, v := range r.Values {
 		if checkValue(v) != nil {
 			continue
 		}
@@ -223,14 +227,18 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 			if kind, ok := meters[v.Quantity]; ok {
 				main.Attrs = append(main.Attrs, Attr{Name: "meterType", Kind: Text, Text: kind})
 			}
+			a.value = i
 			main.Attrs = append(main.Attrs, a)
 		} else if a, ok := attr(models[deviceType], v, at, nil); ok {
 			if self.Attrs == nil {
 				self = s.device(at)
 			}
+			a.value = i
 			self.Attrs = append(self.Attrs, a)
 		} else {
-			others = append(others, m.measurement(s, v, at))
+			e := m.measurement(s, v, at)
+			e.Attrs[len(e.Attrs)-1].value = i
+			others = append(others, e)
 		}
 	}
 	var es []Entity
@@ -277,7 +285,7 @@ func attr(m *model, v gateway.Value, at time.Time, taken []Attr) (Attr, bool) {
 	}
 	x, isNumber := v.V.(float64)
 	x, inBounds := h.take(x)
-	return Attr{Name: h.attr, Num: x, At: at, Unit: h.unit}, isNumber && inBounds
+	return Attr{Name: h.attr, Num: x, At: at, Unit: h.unit, home: &h}, isNumber && inBounds
 }
 
 // observed is what an observation of s has beside its values.
@@ -338,10 +346,10 @@ func (m *Mapper) measurement(s *site, v gateway.Value, at time.Time) Entity {
 		Attr{Name: "controlledProperty", Kind: Text, Text: name},
 		Attr{Name: "measurementType", Kind: Text, Text: string(v.Quantity)},
 		Attr{Name: "unit", Kind: Text, Text: unit})
-	a := Attr{Name: "numValue", At: at, Unit: k.unit}
+	a := Attr{Name: "numValue", At: at, Unit: k.unit, home: &home{per: 1, decimals: k.decimals, min: -anything, max: anything}}
 	switch x := v.V.(type) {
 	case float64:
-		a.Num = round(x, k.decimals)
+		a.Num, _ = a.home.take(x)
 	case bool:
 		if x {
 			a.Num = 1

@@ -302,6 +302,7 @@ func TestValues(t *testing.T) {
 		{"AirQualityObserved", num(gateway.Temperature, -0.5), `"temperature":-0.5,`},
 		{"AirQualityObserved", num(gateway.Pressure, 101325), `"pressure":1013.25,`},
 		{"AirQualityObserved", num(gateway.WindDirection, 310), `"windDirection":-50,`},
+		{"AirQualityObserved", num(gateway.WindDirection, 310.12), `"windDirection":-49.88,`},
 		{"AirQualityObserved", num(gateway.WindDirection, 180), `"windDirection":180,`},
 		{"AirQualityObserved", num(gateway.WindDirection, 361), ""},
 		{"AirQualityObserved", num(gateway.CO2, 652), `"co2":652,`},

@@ -254,10 +254,13 @@ func (t *Thing) model() string {
 func (h *home) take(v float64) (float64, bool) {
 	v = round(v/h.per, h.decimals)
 	if h.max == 180 && v > 180 && v <= 360 { // a direction of -180..180
-		v -= 360
+		v = round(v-360, h.decimals)
 	}
 	return v, v >= h.min && v <= h.max
 }
+
+// within reports whether v is within the model's bounds.
+func (h *home) within(v float64) bool { _, ok := h.take(v); return ok }
 
 var powers = [...]float64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8}
 

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"campus-gateway"
@@ -55,12 +56,36 @@ type Sink struct {
 	mapper  *Mapper
 	client  *http.Client
 
-	mu      sync.Mutex
-	opened  bool                 // the broker has taken something: the tenant is there
-	maxBody int                  // shrinks when the broker says 413
-	devices map[string]time.Time // when each was last sent
-	settled map[string]bool      // entities that the broker holds without a timeUncertain
+	mu       sync.Mutex
+	opened   bool                 // the broker has taken something: the tenant is there
+	maxBody  int                  // shrinks when the broker says 413
+	devices  map[string]time.Time // when each was last sent
+	entities map[entityKey]*state
+	sources  map[string]*source // by the sensor's name
+
+	plans uint64    // so many tries were planned
+	tries sync.Pool // of those that have ended, for their memory
 }
+
+// entityKey is an entity's id, and its subject where the dialect parts those.
+type entityKey struct{ subject, id string }
+
+// state is what a Sink knows of an entity, guarded by its mu.
+type state struct {
+	settled bool   // the broker holds it without a timeUncertain
+	plan    uint64 // in which it stood last
+	slot    int    // there: its last one
+}
+
+// source is a configured sensor whose readings come.
+type source struct {
+	*site
+	templates []*template
+	told      time.Time // when its Device was last sent, or before
+}
+
+// maxTemplates is how many a sensor has: most always tell the same quantities.
+const maxTemplates = 8
 
 var _ gateway.Sink = (*Sink)(nil)
 
@@ -69,6 +94,8 @@ type Request struct {
 	Method, URL string
 	Header      http.Header
 	Body        []byte
+
+	text *text // in place of Body
 }
 
 var (
@@ -126,8 +153,12 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.Warn == nil {
 		cfg.Warn = func(error) {}
 	}
-	return &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
-		devices: map[string]time.Time{}, settled: map[string]bool{}}, nil
+	s := &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
+		devices: map[string]time.Time{}, entities: map[entityKey]*state{}, sources: make(map[string]*source, len(m.things))}
+	for name, site := range m.things {
+		s.sources[name] = &source{site: site}
+	}
+	return s, nil
 }
 
 // Date asks the broker for the time, by the Date of an answer, whatever it is, and
@@ -170,33 +201,37 @@ const none = -1
 
 // item is an entity and the reading it comes from.
 type item struct {
-	Entity
+	*Entity // as of try.entity, but for times and numbers, which may be those of another reading
+	state   *state
 	reading int
+	nth     int // of the entities of that reading
+	end     int // in try.text
 }
 
 // slot is one element of a request: several items of one id where the dialect
 // takes an id only once, and they say different things.
 type slot struct {
 	items []item
-	body  []byte
+	body  []byte // with a comma before it
+	round uint64 // of those that may share requests: its number, above that the subject's
 }
 
 // Requests are those that Send would send if all went well. As with Send, each
 // Device is among them once an hour. Secrets are not in them.
 func (s *Sink) Requests(rs []gateway.Reading) []Request {
-	t, rounds := s.try(rs)
+	t := s.try(rs)
+	defer t.end()
 	var requests []Request
-	for _, slots := range rounds {
-		for len(slots) > 0 {
-			n := t.fit(slots)
-			r := s.request(slots[:n])
-			if s.cfg.Token != nil {
-				setToken(r.Header, s.cfg.AuthHeader, "(hidden)")
-			}
-			requests = append(requests, r)
-			t.accept(slots[:n])
-			slots = slots[n:]
+	for slots := t.slots; len(slots) > 0; {
+		n := t.fit(slots)
+		r := t.request(slots[:n])
+		r.Body, r.text = slices.Concat(r.text.parts()...), nil
+		if s.cfg.Token != nil {
+			setToken(r.Header, s.cfg.AuthHeader, "(hidden)")
 		}
+		requests = append(requests, r)
+		t.accept(slots[:n])
+		slots = slots[n:]
 	}
 	return requests
 }
@@ -204,15 +239,14 @@ func (s *Sink) Requests(rs []gateway.Reading) []Request {
 // Send takes rs, oldest first, to the broker: gateway.Sink. To send again what
 // the broker has already is harmless: the same attributes at the same times.
 func (s *Sink) Send(ctx context.Context, rs []gateway.Reading) error {
-	t, rounds := s.try(rs)
-	for _, slots := range rounds {
-		for len(slots) > 0 {
-			n := t.fit(slots)
-			if err := t.send(ctx, slots[:n]); err != nil {
-				return err
-			}
-			slots = slots[n:]
+	t := s.try(rs)
+	defer t.end()
+	for slots := t.slots; len(slots) > 0; {
+		n := t.fit(slots)
+		if err := t.send(ctx, slots[:n]); err != nil {
+			return err
 		}
+		slots = slots[n:]
 	}
 	if len(t.rejected) == 0 {
 		return nil
@@ -224,49 +258,156 @@ func (s *Sink) Send(ctx context.Context, rs []gateway.Reading) error {
 	return e
 }
 
-// try is one Send.
+// try is one Send. Its memory is that of one before.
 type try struct {
 	*Sink
+	rs       []gateway.Reading
 	taken    int            // entities that the broker has taken
 	rejected map[int]string // why, by reading
+
+	items    []item
+	placed   []slot   // in the order of items
+	order    []uint64 // of placed: round and index
+	slots    []slot   // in the order in which they go
+	text     []byte   // of all slots
+	subjects []string
+	filler   filler
+	due      map[string]bool // Devices among the items
+	open     atomic.Int32    // requests whose text is still read
 }
 
-// try plans a Send: what goes into requests of its own, in this order.
-func (s *Sink) try(rs []gateway.Reading) (*try, [][]*slot) {
-	t := &try{Sink: s, rejected: map[int]string{}}
+// try plans a Send: what goes, in which order, and what may share a request.
+func (s *Sink) try(rs []gateway.Reading) *try {
+	t, _ := s.tries.Get().(*try)
+	if t == nil {
+		t = &try{Sink: s, rejected: map[int]string{}, due: map[string]bool{}}
+	}
+	t.rs = rs
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	items := make([]item, 0, len(rs)+8)
-	due := map[string]bool{}
-	device := func(e Entity) {
-		last, sent := s.devices[e.ID]
-		if !due[e.ID] && (!sent || time.Since(last) >= deviceEvery) {
-			due[e.ID] = true
-			items = append(items, item{e, none})
+	now := time.Now()
+	self := s.fresh(s.mapper.self.ID, now)
+	for i := range rs {
+		r := &rs[i]
+		source := s.sources[r.Sensor]
+		fits := t.fitting(source, r)
+		if fits == nil {
+			if err := check(*r); err != nil {
+				t.rejected[i] = err.Error()
+				continue
+			}
+			fits = t.learn(source, r)
 		}
-	}
-	for i, r := range rs {
-		if err := check(r); err != nil {
-			t.rejected[i] = err.Error()
+		if !self {
+			t.device(s.mapper.self)
+			self = true
+		}
+		if source != nil && now.Sub(source.told) >= deviceEvery {
+			if s.fresh(source.deviceID, now) {
+				source.told = s.devices[source.deviceID]
+			} else if !t.due[source.deviceID] {
+				e := source.device(r.At.Wall)
+				e.mark(r.At)
+				t.device(e)
+			}
+		}
+		if fits == nil {
+			es := s.mapper.Entities(*r)
+			for k := range es {
+				t.write(&es[k], i, k)
+			}
 			continue
 		}
-		device(s.mapper.self)
-		if site := s.mapper.things[r.Sensor]; site != nil {
-			e := site.device(r.At.Wall)
-			e.mark(r.At)
-			device(e)
-		}
-		for _, e := range s.mapper.Entities(r) {
-			items = append(items, item{e, i})
+		for k := range fits.entities {
+			p := &fits.entities[k]
+			t.text = t.filler.fill(t.text, fits, p)
+			t.items = append(t.items, item{Entity: p.Entity, state: p.state, reading: i, nth: k, end: len(t.text)})
 		}
 	}
-	var rounds [][]*slot
-	if !s.opened && len(items) > 0 {
-		// A tenant's first request has one entity: brokers have failed at more. As
-		// a rule it is the gateway's own Device.
-		rounds, items = s.rounds(items[:1]), items[1:]
+	t.arrange()
+	return t
+}
+
+// fresh reports whether the Device of that id has been sent lately.
+func (s *Sink) fresh(id string, now time.Time) bool {
+	last, sent := s.devices[id]
+	return sent && now.Sub(last) < deviceEvery
+}
+
+func (s *Sink) state(e *Entity) *state {
+	key := entityKey{id: e.ID}
+	if s.dialect.byContext {
+		key.subject = e.Subject
 	}
-	return t, append(rounds, s.rounds(items)...)
+	known := s.entities[key]
+	if known == nil {
+		known = &state{}
+		s.entities[key] = known
+	}
+	return known
+}
+
+// fitting is the template that r fits, with the filler holding r; nil: there is none.
+func (t *try) fitting(s *source, r *gateway.Reading) *template {
+	if s == nil {
+		return nil
+	}
+	for _, made := range s.templates {
+		if t.filler.take(made, r) {
+			return made
+		}
+	}
+	return nil
+}
+
+// learn makes the template that r fits, as fitting; nil: r can have none.
+func (t *try) learn(s *source, r *gateway.Reading) *template {
+	if s == nil || len(s.templates) == maxTemplates {
+		return nil
+	}
+	made := newTemplate(t.dialect, t.mapper, s.site, *r)
+	if made == nil || !t.filler.take(made, r) {
+		return nil
+	}
+	for k := range made.entities {
+		made.entities[k].state = t.state(made.entities[k].Entity)
+	}
+	s.templates = append(s.templates, made)
+	return made
+}
+
+func (t *try) device(e Entity) {
+	t.due[e.ID] = true
+	t.write(&e, none, 0)
+}
+
+// write writes an entity for which there is no template.
+func (t *try) write(e *Entity, reading, nth int) {
+	t.text = t.dialect.entity(append(t.text, ','), e)
+	t.items = append(t.items, item{Entity: e, state: t.state(e), reading: reading, nth: nth, end: len(t.text)})
+}
+
+// entity is what it says.
+func (t *try) entity(it item) Entity {
+	if it.reading == none {
+		return *it.Entity
+	}
+	return t.mapper.Entities(t.rs[it.reading])[it.nth]
+}
+
+// end gives t's memory to the next, unless a request that has failed is still read.
+func (t *try) end() {
+	if t.open.Load() != 0 {
+		return
+	}
+	clear(t.items)
+	clear(t.placed)
+	clear(t.slots)
+	clear(t.due)
+	clear(t.rejected)
+	t.rs, t.taken = nil, 0
+	t.items, t.placed, t.order, t.slots, t.text = t.items[:0], t.placed[:0], t.order[:0], t.slots[:0], t.text[:0]
+	t.tries.Put(t)
 }
 
 // check refuses what must not reach a broker. None of it comes from a sensor.
@@ -282,64 +423,60 @@ func check(r gateway.Reading) error {
 	return nil
 }
 
-// rounds parts items into what may share a request: one subject where the
+// A round has indexBits bits for its number; an order, for the index.
+const indexBits = 24
+
+// arrange parts items into what may share a request: one subject where the
 // dialect wants that; and where it takes an id only once, the k-th entity of
 // each id in the k-th round, so that each is a state of its own in the history.
 // Of two sensors that feed one entity, what touches no measured attribute of the
 // other's goes into one.
-func (s *Sink) rounds(items []item) [][]*slot {
-	var subjects []string
-	bySubject := map[string][]item{}
-	for _, it := range items {
-		subject := ""
-		if s.dialect.byContext {
-			subject = it.Subject
+func (t *try) arrange() {
+	t.plans++
+	subjects := t.subjects[:0]
+	begin := 0
+	for i, it := range t.items {
+		sl := slot{items: t.items[i : i+1 : i+1], body: t.text[begin:it.end]}
+		begin = it.end
+		// A tenant's first request has one entity: brokers have failed at more. As
+		// a rule it is the gateway's own Device.
+		alone := i == 0 && !t.opened
+		if !alone {
+			subject := 0
+			if t.dialect.byContext {
+				if subject = slices.Index(subjects, it.Subject); subject < 0 {
+					subject = len(subjects)
+					subjects = append(subjects, it.Subject)
+				}
+			}
+			sl.round = uint64(1+subject) << indexBits
 		}
-		if _, ok := bySubject[subject]; !ok {
-			subjects = append(subjects, subject)
+		if !t.dialect.repeats && !alone {
+			if it.state.plan == t.plans {
+				last := &t.placed[it.state.slot]
+				if last.items[0].Entity != it.Entity && apart(last.items, it) { // one template says the same
+					last.items = append(last.items, it)
+					last.body = t.together(last.items)
+					continue
+				}
+				sl.round = last.round + 1
+			}
+			it.state.plan, it.state.slot = t.plans, len(t.placed)
 		}
-		bySubject[subject] = append(bySubject[subject], it)
+		t.order = append(t.order, sl.round<<indexBits|uint64(len(t.placed)))
+		t.placed = append(t.placed, sl)
 	}
-	var all [][]*slot
-	for _, subject := range subjects {
-		var rounds [][]*slot
-		put := func(k int, sl *slot) {
-			if k == len(rounds) {
-				rounds = append(rounds, nil)
-			}
-			rounds[k] = append(rounds[k], sl)
-		}
-		type place struct {
-			next int
-			last *slot
-		}
-		places := map[string]*place{}
-		for _, it := range bySubject[subject] {
-			if s.dialect.repeats {
-				put(0, s.slot(it))
-				continue
-			}
-			p := places[it.ID]
-			switch {
-			case p == nil:
-				p = &place{}
-				places[it.ID] = p
-			case apart(p.last.items, it):
-				*p.last = *s.slot(append(p.last.items, it)...)
-				continue
-			}
-			p.last = s.slot(it)
-			put(p.next, p.last)
-			p.next++
-		}
-		all = append(all, rounds...)
+	t.subjects = subjects
+	slices.Sort(t.order) // one round as a rule: that is nothing to sort
+	for _, o := range t.order {
+		t.slots = append(t.slots, t.placed[o&(1<<indexBits-1)])
 	}
-	return all
 }
 
 // apart reports whether it says nothing anew that items say.
 func apart(items []item, it item) bool {
-	for _, a := range it.Attrs {
+	for i := range it.Attrs {
+		a := &it.Attrs[i]
 		if a.At.IsZero() || a.Kind == Time {
 			continue
 		}
@@ -352,47 +489,42 @@ func apart(items []item, it item) bool {
 	return true
 }
 
-// slot puts items of one id together: of an attribute, the last one counts.
-func (s *Sink) slot(items ...item) *slot {
-	e := items[0].Entity
+// together writes items of one id as one entity: of an attribute, the last one counts.
+func (t *try) together(items []item) []byte {
+	e := t.entity(items[0])
 	for _, it := range items[1:] {
-		e.At, e.Uncertain = it.At, it.Uncertain
+		next := t.entity(it)
+		e.At, e.Uncertain = next.At, next.Uncertain
 		attrs := slices.DeleteFunc(slices.Clone(e.Attrs), func(a Attr) bool {
-			return slices.ContainsFunc(it.Attrs, func(b Attr) bool { return a.Name == b.Name })
+			return slices.ContainsFunc(next.Attrs, func(b Attr) bool { return a.Name == b.Name })
 		})
-		e.Attrs = append(attrs, it.Attrs...)
+		e.Attrs = append(attrs, next.Attrs...)
 	}
-	return &slot{items: items, body: s.dialect.entity(make([]byte, 0, 1024), &e)}
+	return t.dialect.entity([]byte{','}, &e)
 }
 
 // fit is how many of slots go into one request: at least one.
-func (s *Sink) fit(slots []*slot) int {
-	s.mu.Lock()
-	limit := s.maxBody
-	s.mu.Unlock()
-	size := len(s.dialect.head) + len(s.dialect.tail)
-	for n, sl := range slots {
-		size += len(sl.body) + 1
-		if n > 0 && (size > limit || n == s.cfg.MaxEntities) {
+func (t *try) fit(slots []slot) int {
+	t.mu.Lock()
+	limit := t.maxBody
+	t.mu.Unlock()
+	size := len(t.dialect.head) + len(t.dialect.tail)
+	for n := range slots {
+		sl := &slots[n]
+		size += len(sl.body)
+		if n > 0 && (size > limit || n == t.cfg.MaxEntities || sl.round != slots[0].round) {
 			return n
 		}
 	}
 	return len(slots)
 }
 
-func (s *Sink) request(slots []*slot) Request {
-	r := Request{Method: http.MethodPost, URL: s.cfg.URL + s.dialect.path, Header: http.Header{}}
-	if s.unsettled(slots) {
-		r.URL += s.dialect.override
+func (t *try) request(slots []slot) Request {
+	r := Request{Method: http.MethodPost, URL: t.cfg.URL + t.dialect.path, Header: http.Header{}}
+	if t.dialect.override != "" && t.unsettled(slots) {
+		r.URL += t.dialect.override
 	}
-	r.Body = append(r.Body, s.dialect.head...)
-	for i, sl := range slots {
-		if i > 0 {
-			r.Body = append(r.Body, ',')
-		}
-		r.Body = append(r.Body, sl.body...)
-	}
-	r.Body = append(r.Body, s.dialect.tail...)
+	r.text = newText(t.dialect, slots, &t.open)
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Accept", "application/json")
 	r.Header.Set("User-Agent", "campus-gateway")
@@ -401,32 +533,38 @@ func (s *Sink) request(slots []*slot) Request {
 			r.Header.Set(name, value)
 		}
 	}
-	if s.dialect.byContext {
+	if t.dialect.byContext {
 		subject := slots[0].items[0].Subject
-		set("NGSILD-Tenant", s.cfg.Tenant)
-		set("Link", `<`+s.contextURL(subject)+`>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"`)
+		set("NGSILD-Tenant", t.cfg.Tenant)
+		set("Link", `<`+t.contextURL(subject)+`>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"`)
 	} else {
-		set("Fiware-Service", s.cfg.Service)
-		set("Fiware-ServicePath", s.cfg.ServicePath)
+		set("Fiware-Service", t.cfg.Service)
+		set("Fiware-ServicePath", t.cfg.ServicePath)
 	}
 	return r
 }
 
 // unsettled reports whether slots have to take a timeUncertain off that the broker
 // may hold: of this process's, or of one before it.
-func (s *Sink) unsettled(slots []*slot) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	marked := map[string]bool{}
-	for _, sl := range slots {
-		for _, it := range sl.items {
-			if it.At.IsZero() {
-				continue
+func (t *try) unsettled(slots []slot) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var marked map[*state]bool
+	for i := range slots {
+		for j := range slots[i].items {
+			it := &slots[i].items[j]
+			switch {
+			case it.At.IsZero():
+			case it.Uncertain == "":
+				if !it.state.settled || marked[it.state] {
+					return true
+				}
+			default:
+				if marked == nil {
+					marked = map[*state]bool{}
+				}
+				marked[it.state] = true
 			}
-			if it.Uncertain == "" && (marked[it.ID] || !s.settled[it.ID]) {
-				return true
-			}
-			marked[it.ID] = it.Uncertain != ""
 		}
 	}
 	return false
@@ -442,7 +580,7 @@ func (s *Sink) contextURL(subject string) string {
 
 // send sends slots in one request and does what the answer asks for, with
 // further requests if need be. An error means that the Send has failed.
-func (t *try) send(ctx context.Context, slots []*slot) error {
+func (t *try) send(ctx context.Context, slots []slot) error {
 	r := t.request(slots)
 	a, err := t.post(ctx, r)
 	if err != nil {
@@ -462,7 +600,7 @@ func (t *try) send(ctx context.Context, slots []*slot) error {
 	case tooLarge:
 		switch {
 		case len(slots) > 1 && a.cause == nil:
-			t.shrink(len(r.Body) / 2)
+			t.shrink(r.text.size / 2)
 		case len(slots) > 1: // a guess: not for ever
 		case a.cause != nil:
 			return t.noAnswer(a.cause).failure()
@@ -471,28 +609,28 @@ func (t *try) send(ctx context.Context, slots []*slot) error {
 				return err
 			}
 		}
-		return t.halve(ctx, slots, fmt.Sprintf("%d bytes are too large for the broker: %s", len(r.Body), a.words))
+		return t.halve(ctx, slots, fmt.Sprintf("%d bytes are too large for the broker: %s", r.text.size, a.words))
 	}
 	return a.failure()
 }
 
 // halve sends slots, refused together, in ever smaller parts, in order, until
 // those at fault are alone.
-func (t *try) halve(ctx context.Context, slots []*slot, words string) error {
+func (t *try) halve(ctx context.Context, slots []slot, words string) error {
 	if len(slots) == 1 {
 		items := slots[0].items
 		if len(items) == 1 {
 			t.reject(items[0], words)
 			return nil
 		}
-		for _, it := range items {
-			if err := t.send(ctx, []*slot{t.slot(it)}); err != nil {
+		for i := range items {
+			if err := t.send(ctx, []slot{{items: items[i : i+1], body: t.together(items[i : i+1])}}); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	for _, half := range [][]*slot{slots[:len(slots)/2], slots[len(slots)/2:]} {
+	for _, half := range [][]slot{slots[:len(slots)/2], slots[len(slots)/2:]} {
 		if err := t.send(ctx, half); err != nil {
 			return err
 		}
@@ -501,9 +639,9 @@ func (t *try) halve(ctx context.Context, slots []*slot, words string) error {
 }
 
 // settle reads the answer 207.
-func (t *try) settle(ctx context.Context, slots []*slot, body []byte) error {
+func (t *try) settle(ctx context.Context, slots []slot, body []byte) error {
 	success, errs := parseList(body)
-	var unknown, poison []*slot
+	var unknown, poison []slot
 	for _, sl := range slots {
 		id := sl.items[0].ID
 		p, wrong := errs[id]
@@ -513,7 +651,7 @@ func (t *try) settle(ctx context.Context, slots []*slot, body []byte) error {
 		case wrong:
 			return answer{words: fmt.Sprintf("%s did not take %s: %s", t.cfg.URL, id, p.words())}.failure()
 		case success[id]:
-			t.accept([]*slot{sl})
+			t.accept([]slot{sl})
 		default:
 			unknown = append(unknown, sl)
 		}
@@ -525,7 +663,7 @@ func (t *try) settle(ctx context.Context, slots []*slot, body []byte) error {
 	}
 	for _, sl := range poison {
 		p := errs[sl.items[0].ID]
-		if err := t.halve(ctx, []*slot{sl}, p.words()); err != nil {
+		if err := t.halve(ctx, []slot{sl}, p.words()); err != nil {
 			return err
 		}
 	}
@@ -541,11 +679,15 @@ func (t *try) settle(ctx context.Context, slots []*slot, body []byte) error {
 // prove lets nothing be rejected by a broker that refuses everything: Orion
 // answers 400 to a wrong address as well. If nothing has been taken in this
 // Send, the gateway's own Device, which has no fault, must be.
-func (t *try) prove(ctx context.Context, slots []*slot) error {
-	proof := []*slot{t.slot(item{t.mapper.self, none})}
-	if t.taken > 0 || len(slots) == 1 && slots[0].items[0].ID == t.mapper.self.ID {
+func (t *try) prove(ctx context.Context, slots []slot) error {
+	self := &t.mapper.self
+	if t.taken > 0 || len(slots) == 1 && slots[0].items[0].ID == self.ID {
 		return nil
 	}
+	t.mu.Lock()
+	items := []item{{Entity: self, state: t.state(self), reading: none}}
+	t.mu.Unlock()
+	proof := []slot{{items: items, body: t.together(items)}}
 	a, err := t.post(ctx, t.request(proof))
 	switch {
 	case err != nil:
@@ -558,25 +700,26 @@ func (t *try) prove(ctx context.Context, slots []*slot) error {
 	}
 	if a.verdict == listed {
 		_, errs := parseList(a.body)
-		p := errs[t.mapper.self.ID]
+		p := errs[self.ID]
 		a.words = p.words()
 	}
 	a.words = fmt.Sprintf("%s refuses everything, this gateway's own Device as well: check broker.url, broker.api and the tenant (it says: %s)", t.cfg.URL, a.words)
 	return a.failure()
 }
 
-func (t *try) accept(slots []*slot) {
+func (t *try) accept(slots []slot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.taken += len(slots)
 	t.opened = true
-	for _, sl := range slots {
-		for _, it := range sl.items {
+	for i := range slots {
+		for j := range slots[i].items {
+			it := &slots[i].items[j]
 			if it.reading == none {
 				t.devices[it.ID] = time.Now()
 			}
 			if !it.At.IsZero() {
-				t.settled[it.ID] = it.Uncertain == ""
+				it.state.settled = it.Uncertain == ""
 			}
 		}
 	}

@@ -1,0 +1,5 @@
+//go:build race
+
+package ngsi
+
+func init() { raceDetector = true }
