@@ -43,6 +43,7 @@ const (
 	Ref                // Text: the id of another entity
 	Texts              // List
 	Refs               // Text, where the model wants a list of ids
+	Phase              // Num, of the one phase that is measured: {"L1": Num}
 )
 
 // Attr is an attribute of an entity.
@@ -277,7 +278,7 @@ func attr(m *model, v gateway.Value, at time.Time, taken []Attr) (Attr, bool) {
 	}
 	x, isNumber := v.V.(float64)
 	x, inBounds := h.take(x)
-	return Attr{Name: h.attr, Num: x, At: at, Unit: h.unit}, isNumber && inBounds
+	return Attr{Name: h.attr, Kind: h.kind, Num: x, At: at, Unit: h.unit}, isNumber && inBounds
 }
 
 // observed is what an observation of s has beside its values.
@@ -305,9 +306,13 @@ func (s *site) observed(at time.Time) []Attr {
 		}
 	case "AgriParcelRecord":
 		as = append(as, Attr{Name: "hasAgriParcel", Kind: Ref, Text: entityID("AgriParcel", s.Parcel)})
+	case "ACMeasurement":
+		as = append(as, Attr{Name: "phaseType", Kind: Text, Text: "singlePhase"})
+	case "PhreaticObserved":
+		as = append(as, Attr{Name: "measurementType", Kind: Texts, List: []string{"depth"}})
 	}
 	kind := Ref
-	if s.model.device == "hasDevice" {
+	if s.model.listed {
 		kind = Refs
 	}
 	return append(as, Attr{Name: s.model.device, Kind: kind, Text: s.deviceID})

@@ -21,6 +21,7 @@ type home struct {
 	decimals int     // kept, in the model's unit: about a tenth of what a good sensor resolves
 	unit     string  // unit code; empty where Rec 20 has none
 	min, max float64 // the model's bounds. A value outside goes to DeviceMeasurement
+	kind     Kind    // Number, or Phase
 }
 
 // model is a smart data model that takes measured values.
@@ -30,6 +31,7 @@ type model struct {
 	located bool   // location is required
 	parcel  bool   // hasAgriParcel is required
 	device  string // the attribute that names the Device
+	listed  bool   // as a list
 	homes   map[gateway.Quantity]home
 }
 
@@ -57,83 +59,124 @@ var models = map[string]*model{
 	"IndoorEnvironmentObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.Temperature: {"temperature", 1, 4, "CEL", 0, anything}, // the schema's minimum
-			gateway.Humidity:    {"relativeHumidity", 100, 5, "C62", 0, 1},
-			gateway.Pressure:    {"atmosphericPressure", 100, 4, "A97", 0, anything},
-			gateway.Illuminance: {"illuminance", 1, 3, "LUX", 0, anything},
+			gateway.Temperature: {"temperature", 1, 4, "CEL", 0, anything, Number}, // the schema's minimum
+			gateway.Humidity:    {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
+			gateway.Pressure:    {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
+			gateway.Illuminance: {"illuminance", 1, 3, "LUX", 0, anything, Number},
+			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number},
 		},
 	},
 	"AirQualityObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.CO2:           {"co2", 1, 2, "59", 0, anything},
-			gateway.PM1:           {"pm1", 1, 3, "GQ", 0, anything},
-			gateway.PM25:          {"pm25", 1, 3, "GQ", 0, anything},
-			gateway.PM4:           {"pm4", 1, 3, "GQ", 0, anything},
-			gateway.PM10:          {"pm10", 1, 3, "GQ", 0, anything},
-			gateway.TVOC:          {"volatileOrganicCompoundsTotal", 1, 2, "61", 0, anything},
-			gateway.Temperature:   {"temperature", 1, 4, "CEL", -anything, anything},
-			gateway.Humidity:      {"relativeHumidity", 100, 5, "C62", 0, 1},
-			gateway.Pressure:      {"pressure", 100, 4, "A97", 0, anything},
-			gateway.Precipitation: {"precipitation", 1, 4, "MMT", 0, anything},
-			gateway.WindSpeed:     {"windSpeed", 1, 3, "MTS", 0, anything},
-			gateway.WindDirection: {"windDirection", 1, 2, "DD", -180, 180},
+			gateway.CO2:           {"co2", 1, 2, "59", 0, anything, Number},
+			gateway.PM1:           {"pm1", 1, 3, "GQ", 0, anything, Number},
+			gateway.PM25:          {"pm25", 1, 3, "GQ", 0, anything, Number},
+			gateway.PM4:           {"pm4", 1, 3, "GQ", 0, anything, Number},
+			gateway.PM10:          {"pm10", 1, 3, "GQ", 0, anything, Number},
+			gateway.CO:            {"co", 1, 4, "GP", 0, anything, Number},
+			gateway.NO2:           {"no2", 1, 3, "GQ", 0, anything, Number},
+			gateway.O3:            {"o3", 1, 3, "GQ", 0, anything, Number},
+			gateway.SO2:           {"so2", 1, 3, "GQ", 0, anything, Number},
+			gateway.TVOC:          {"volatileOrganicCompoundsTotal", 1, 2, "61", 0, anything, Number},
+			gateway.Temperature:   {"temperature", 1, 4, "CEL", -anything, anything, Number},
+			gateway.Humidity:      {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
+			gateway.Pressure:      {"pressure", 100, 4, "A97", 0, anything, Number},
+			gateway.Precipitation: {"precipitation", 1, 4, "MMT", 0, anything, Number},
+			gateway.WindSpeed:     {"windSpeed", 1, 3, "MTS", 0, anything, Number},
+			gateway.WindDirection: {"windDirection", 1, 2, "DD", -180, 180, Number},
 		},
 	},
 	"WeatherObserved": {
 		subject: "dataModel.Weather", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.Temperature:     {"temperature", 1, 4, "CEL", -anything, anything},
-			gateway.Humidity:        {"relativeHumidity", 100, 5, "C62", 0, 1},
-			gateway.Pressure:        {"atmosphericPressure", 100, 4, "A97", 0, anything},
-			gateway.Illuminance:     {"illuminance", 1, 3, "LUX", 0, anything},
-			gateway.UVIndex:         {"uVIndexMax", 1, 3, "C62", 0, anything},
-			gateway.SolarIrradiance: {"solarRadiation", 1, 3, "D54", 0, anything},
-			gateway.Precipitation:   {"precipitation", 1, 4, "MMT", 0, anything}, // 1 L/m² is 1 mm
-			gateway.WindSpeed:       {"windSpeed", 1, 3, "MTS", 0, anything},
-			gateway.WindDirection:   {"windDirection", 1, 2, "DD", 0, 360},
+			gateway.Temperature:     {"temperature", 1, 4, "CEL", -anything, anything, Number},
+			gateway.Humidity:        {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
+			gateway.Pressure:        {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
+			gateway.Illuminance:     {"illuminance", 1, 3, "LUX", 0, anything, Number},
+			gateway.UVIndex:         {"uVIndexMax", 1, 3, "C62", 0, anything, Number},
+			gateway.SolarIrradiance: {"solarRadiation", 1, 3, "D54", 0, anything, Number},
+			gateway.Precipitation:   {"precipitation", 1, 4, "MMT", 0, anything, Number}, // 1 L/m² is 1 mm
+			gateway.WindSpeed:       {"windSpeed", 1, 3, "MTS", 0, anything, Number},
+			gateway.WindDirection:   {"windDirection", 1, 2, "DD", 0, 360, Number},
 		},
 	},
 	"AgriParcelRecord": {
-		subject: "dataModel.Agrifood", located: true, parcel: true, dated: undated, device: "hasDevice",
+		subject: "dataModel.Agrifood", located: true, parcel: true, dated: undated, device: "hasDevice", listed: true,
 		homes: map[gateway.Quantity]home{
-			gateway.SoilMoisture:     {"soilMoistureVwc", 100, 5, "C62", 0, 1},
-			gateway.SoilTemperature:  {"soilTemperature", 1, 4, "CEL", -anything, anything},
-			gateway.SoilConductivity: {"soilMoistureEc", 10_000, 8, "D10", 0, anything},
-			gateway.Temperature:      {"airTemperature", 1, 4, "CEL", -anything, anything},
-			gateway.Humidity:         {"relativeHumidity", 100, 5, "C62", 0, 1},
-			gateway.Pressure:         {"atmosphericPressure", 100, 4, "A97", 0, anything},
+			gateway.SoilMoisture:     {"soilMoistureVwc", 100, 5, "C62", 0, 1, Number},
+			gateway.SoilTemperature:  {"soilTemperature", 1, 4, "CEL", -anything, anything, Number},
+			gateway.SoilConductivity: {"soilMoistureEc", 10_000, 8, "D10", 0, anything, Number},
+			gateway.Temperature:      {"airTemperature", 1, 4, "CEL", -anything, anything, Number},
+			gateway.Humidity:         {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
+			gateway.Pressure:         {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
+			gateway.SolarIrradiance:  {"solarRadiation", 1000, 6, "", 0, anything, Number}, // kW/m²
 		},
 	},
 	"WaterQualityObserved": {
 		subject: "dataModel.WaterQuality", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.WaterTemperature: {"temperature", 1, 4, "CEL", -anything, anything},
-			gateway.PH:               {"pH", 1, 4, "Q30", 0, 14},
-			gateway.TDS:              {"tds", 1, 3, "M1", 0, anything},
-			gateway.Turbidity:        {"turbidity", 1, 3, "", 0, anything},
-			gateway.ORP:              {"orp", 1, 3, "2Z", 0, anything},            // the schema's minimum
-			gateway.WaterFlow:        {"flow", 1000. / 60, 6, "MQH", 0, anything}, // m³/h
+			gateway.WaterTemperature:  {"temperature", 1, 4, "CEL", -anything, anything, Number},
+			gateway.PH:                {"pH", 1, 4, "Q30", 0, 14, Number},
+			gateway.TDS:               {"tds", 1, 3, "M1", 0, anything, Number},
+			gateway.Turbidity:         {"turbidity", 1, 3, "", 0, anything, Number},
+			gateway.ORP:               {"orp", 1, 3, "2Z", 0, anything, Number}, // the schema's minimum
+			gateway.WaterConductivity: {"conductivity", 10_000, 8, "D10", 0, anything, Number},
+			gateway.WaterFlow:         {"flow", 1000. / 60, 6, "MQH", 0, anything, Number}, // m³/h
 		},
 	},
 	"WaterObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.WaterFlow:  {"flow", 1, 4, "L2", 0, anything},
-			gateway.WaterLevel: {"waterLevel", 1000, 6, "MTR", 0, anything},
+			gateway.WaterFlow:  {"flow", 1, 4, "L2", 0, anything, Number},
+			gateway.WaterLevel: {"waterLevel", 1000, 6, "MTR", 0, anything, Number},
 		},
 	},
 	"NoiseLevelObserved": {
 		subject: "dataModel.Environment", located: true, dated: dateFromTo, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.NoiseLevel: {"LAeq", 1, 3, "2N", -anything, anything},
+			gateway.NoiseLevel:    {"LAeq", 1, 3, "2N", -anything, anything, Number},
+			gateway.NoiseLevelMax: {"LAmax", 1, 3, "2N", -anything, anything, Number},
 		},
 	},
 	"SmartMeteringObservation": {
 		subject: deviceSubject, device: "refDevice",
-		homes: map[gateway.Quantity]home{ // both in one attribute: the second of a reading goes to DeviceMeasurement
-			gateway.Energy:      {"totalConsumption", 1000, 6, "KWH", -anything, anything},
-			gateway.WaterVolume: {"totalConsumption", 1000, 6, "MTQ", -anything, anything},
+		homes: map[gateway.Quantity]home{ // all in one attribute: the second of a reading goes to DeviceMeasurement
+			gateway.Energy:      {"totalConsumption", 1000, 6, "KWH", -anything, anything, Number},
+			gateway.WaterVolume: {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number},
+			gateway.GasVolume:   {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number},
+		},
+	},
+	// Of one phase: what a clamp or a plug-in meter of a lab measures.
+	"ACMeasurement": {
+		subject: "dataModel.Energy", located: true, device: "refDevice", listed: true,
+		homes: map[gateway.Quantity]home{
+			gateway.ACVoltage:     {"phaseVoltage", 1, 4, "VLT", 0, anything, Phase},
+			gateway.ACCurrent:     {"current", 1, 5, "AMP", 0, anything, Phase},
+			gateway.ACPower:       {"activePower", 1, 4, "WTT", 0, anything, Phase}, // fed back into mains: DeviceMeasurement
+			gateway.ACPowerFactor: {"powerFactor", 1, 4, "C62", -1, 1, Phase},
+			gateway.ACFrequency:   {"frequency", 1, 4, "HTZ", 0, anything, Number},
+			gateway.ACEnergy:      {"totalActiveEnergyImport", 1000, 6, "KWH", 0, anything, Number},
+		},
+	},
+	"VibrationsObserved": {
+		subject: "dataModel.Building", device: "refDevice",
+		homes: map[gateway.Quantity]home{
+			gateway.Acceleration: {"accelerationMeasured", 1, 5, "MSK", -anything, anything, Number},
+		},
+	},
+	"CrowdFlowObserved": {
+		subject: "dataModel.Transportation", device: "refDevice",
+		homes: map[gateway.Quantity]home{
+			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number},
+		},
+	},
+	// Of a well: how far down the water begins, and how much of it there is.
+	"PhreaticObserved": {
+		subject: "dataModel.Environment", located: true, device: "refDevice", listed: true,
+		homes: map[gateway.Quantity]home{
+			gateway.Distance:   {"waterTable", 1000, 6, "MTR", -anything, anything, Number},
+			gateway.WaterLevel: {"depth", 1000, 6, "MTR", -anything, anything, Number},
 		},
 	},
 	// The catch-all: one entity a quantity, in the gateway's own unit (kinds).
@@ -142,14 +185,14 @@ var models = map[string]*model{
 	deviceType: {
 		subject: deviceSubject, dated: undated,
 		homes: map[gateway.Quantity]home{
-			gateway.BatteryLevel: {"batteryLevel", 100, 4, "C62", 0, 1},
-			gateway.RSSI:         {"rssi", 1, 2, "DBM", -anything, anything},
+			gateway.BatteryLevel: {"batteryLevel", 100, 4, "C62", 0, 1, Number},
+			gateway.RSSI:         {"rssi", 1, 2, "DBM", -anything, anything, Number},
 		},
 	},
 }
 
 // meters is SmartMeteringObservation.meterType.
-var meters = map[gateway.Quantity]string{gateway.Energy: "Electricity", gateway.WaterVolume: "Water"}
+var meters = map[gateway.Quantity]string{gateway.Energy: "Electricity", gateway.WaterVolume: "Water", gateway.GasVolume: "Gas"}
 
 // choices picks a sensor's model: the first row with one of its quantities, and
 // whose model can be filled (see Thing.model). Rain and wind are outdoors
@@ -158,15 +201,18 @@ var choices = []struct {
 	any             []gateway.Quantity
 	indoor, outdoor string
 }{
-	{[]gateway.Quantity{gateway.Energy, gateway.WaterVolume}, "SmartMeteringObservation", "SmartMeteringObservation"},
-	{[]gateway.Quantity{gateway.CO2, gateway.PM1, gateway.PM25, gateway.PM4, gateway.PM10, gateway.TVOC}, "AirQualityObserved", "AirQualityObserved"},
+	{[]gateway.Quantity{gateway.ACVoltage, gateway.ACCurrent, gateway.ACPower, gateway.ACPowerFactor, gateway.ACFrequency, gateway.ACEnergy}, "ACMeasurement", "ACMeasurement"},
+	{[]gateway.Quantity{gateway.Energy, gateway.WaterVolume, gateway.GasVolume}, "SmartMeteringObservation", "SmartMeteringObservation"},
+	{[]gateway.Quantity{gateway.CO2, gateway.PM1, gateway.PM25, gateway.PM4, gateway.PM10, gateway.TVOC, gateway.CO, gateway.NO2, gateway.O3, gateway.SO2}, "AirQualityObserved", "AirQualityObserved"},
 	{[]gateway.Quantity{gateway.SoilMoisture, gateway.SoilTemperature, gateway.SoilConductivity}, "AgriParcelRecord", "AgriParcelRecord"},
-	{[]gateway.Quantity{gateway.WaterTemperature, gateway.PH, gateway.TDS, gateway.Turbidity, gateway.ORP}, "WaterQualityObserved", "WaterQualityObserved"},
+	{[]gateway.Quantity{gateway.WaterTemperature, gateway.PH, gateway.TDS, gateway.Turbidity, gateway.ORP, gateway.WaterConductivity}, "WaterQualityObserved", "WaterQualityObserved"},
 	{[]gateway.Quantity{gateway.WaterFlow, gateway.WaterLevel}, "WaterObserved", "WaterObserved"},
 	{[]gateway.Quantity{gateway.Precipitation, gateway.WindSpeed, gateway.WindDirection}, "WeatherObserved", "WeatherObserved"},
 	{[]gateway.Quantity{gateway.Temperature, gateway.Humidity, gateway.Pressure, gateway.Illuminance}, "IndoorEnvironmentObserved", "WeatherObserved"},
 	{[]gateway.Quantity{gateway.UVIndex, gateway.SolarIrradiance}, measurementType, "WeatherObserved"},
-	{[]gateway.Quantity{gateway.NoiseLevel}, "NoiseLevelObserved", "NoiseLevelObserved"},
+	{[]gateway.Quantity{gateway.PeopleCount}, "IndoorEnvironmentObserved", "CrowdFlowObserved"},
+	{[]gateway.Quantity{gateway.NoiseLevel, gateway.NoiseLevelMax}, "NoiseLevelObserved", "NoiseLevelObserved"},
+	{[]gateway.Quantity{gateway.Acceleration}, "VibrationsObserved", "VibrationsObserved"},
 }
 
 // kinds has every quantity: what it is called in Device.controlledProperty (a
@@ -177,46 +223,66 @@ var kinds = map[gateway.Quantity]struct {
 	unit     string // unit code; empty: Rec 20 has none, the unit is written out
 	decimals int
 }{
-	gateway.Temperature:      {"temperature", "", "CEL", 4},
-	gateway.Humidity:         {"humidity", "", "P1", 3},
-	gateway.Pressure:         {"atmosphericPressure", "", "PAL", 2},
-	gateway.CO2:              {"airPollution", "", "59", 2},
-	gateway.PM1:              {"airPollution", "", "GQ", 3},
-	gateway.PM25:             {"airPollution", "", "GQ", 3},
-	gateway.PM4:              {"airPollution", "", "GQ", 3},
-	gateway.PM10:             {"airPollution", "", "GQ", 3},
-	gateway.TVOC:             {"airPollution", "", "61", 2},
-	gateway.Illuminance:      {"light", "", "LUX", 3},
-	gateway.UVIndex:          {"solarRadiation", "", "C62", 3},
-	gateway.SolarIrradiance:  {"solarRadiation", "", "D54", 3},
-	gateway.NoiseLevel:       {"noiseLevel", "", "2N", 3},
-	gateway.Occupancy:        {"occupancy", "", "C62", 0},
-	gateway.Contact:          {"gateOpening", "gateOpening", "C62", 0}, // 1: open
-	gateway.Button:           {"movementActivity", "", "C62", 0},
-	gateway.Voltage:          {"power", "", "VLT", 7},
-	gateway.Current:          {"power", "", "AMP", 7},
-	gateway.Power:            {"power", "", "WTT", 6},
-	gateway.Energy:           {"energy", "", "WHR", 4},
-	gateway.Frequency:        {"speed", "", "HTZ", 4},
-	gateway.Pulses:           {"trafficFlow", "", "C62", 0},
-	gateway.Distance:         {"depth", "", "MMT", 3},
-	gateway.Acceleration:     {"movementActivity", "", "MSK", 5},
-	gateway.SoilMoisture:     {"soilMoisture", "", "P1", 3},
-	gateway.SoilTemperature:  {"temperature", "", "CEL", 4},
-	gateway.SoilConductivity: {"conductivity", "", "", 3},
-	gateway.WaterTemperature: {"temperature", "", "CEL", 4},
-	gateway.WaterFlow:        {"waterFlow", "", "L2", 4},
-	gateway.WaterVolume:      {"waterConsumption", "", "LTR", 4},
-	gateway.WaterLevel:       {"waterLevel", "", "MMT", 3},
-	gateway.PH:               {"pH", "", "Q30", 4},
-	gateway.TDS:              {"tds", "", "M1", 3},
-	gateway.Turbidity:        {"turbidity", "", "", 3},
-	gateway.ORP:              {"orp", "", "2Z", 3},
-	gateway.Precipitation:    {"precipitation", "", "MMT", 4},
-	gateway.WindSpeed:        {"windSpeed", "", "MTS", 3},
-	gateway.WindDirection:    {"windDirection", "", "DD", 2},
-	gateway.BatteryLevel:     {"batteryLife", "", "P1", 2},
-	gateway.RSSI:             {"power", "", "DBM", 2},
+	gateway.Temperature:       {"temperature", "", "CEL", 4},
+	gateway.Humidity:          {"humidity", "", "P1", 3},
+	gateway.Pressure:          {"atmosphericPressure", "", "PAL", 2},
+	gateway.CO2:               {"airPollution", "", "59", 2},
+	gateway.PM1:               {"airPollution", "", "GQ", 3},
+	gateway.PM25:              {"airPollution", "", "GQ", 3},
+	gateway.PM4:               {"airPollution", "", "GQ", 3},
+	gateway.PM10:              {"airPollution", "", "GQ", 3},
+	gateway.TVOC:              {"airPollution", "", "61", 2},
+	gateway.CO:                {"airPollution", "", "GP", 4},
+	gateway.NO2:               {"airPollution", "", "GQ", 3},
+	gateway.O3:                {"airPollution", "", "GQ", 3},
+	gateway.SO2:               {"airPollution", "", "GQ", 3},
+	gateway.VOCIndex:          {"airPollution", "", "C62", 2},
+	gateway.NOxIndex:          {"airPollution", "", "C62", 2},
+	gateway.IAQ:               {"airPollution", "", "C62", 2},
+	gateway.AQIUBA:            {"airPollution", "", "C62", 0},
+	gateway.Illuminance:       {"light", "", "LUX", 3},
+	gateway.UVIndex:           {"solarRadiation", "", "C62", 3},
+	gateway.SolarIrradiance:   {"solarRadiation", "", "D54", 3},
+	gateway.NoiseLevel:        {"noiseLevel", "", "2N", 3},
+	gateway.NoiseLevelMax:     {"noiseLevel", "", "2N", 3},
+	gateway.PeopleCount:       {"occupancy", "", "C62", 0},
+	gateway.Occupancy:         {"occupancy", "", "C62", 0},
+	gateway.Contact:           {"gateOpening", "gateOpening", "C62", 0}, // 1: open
+	gateway.Button:            {"movementActivity", "", "C62", 0},
+	gateway.Voltage:           {"power", "", "VLT", 7},
+	gateway.Current:           {"power", "", "AMP", 7},
+	gateway.Power:             {"power", "", "WTT", 6},
+	gateway.Energy:            {"energy", "", "WHR", 4},
+	gateway.ACVoltage:         {"power", "", "VLT", 4},
+	gateway.ACCurrent:         {"power", "", "AMP", 5},
+	gateway.ACPower:           {"power", "", "WTT", 4},
+	gateway.ACEnergy:          {"energy", "", "WHR", 4},
+	gateway.ACFrequency:       {"power", "", "HTZ", 4},
+	gateway.ACPowerFactor:     {"power", "", "C62", 4},
+	gateway.Frequency:         {"speed", "", "HTZ", 4},
+	gateway.Pulses:            {"trafficFlow", "", "C62", 0},
+	gateway.Distance:          {"depth", "", "MMT", 3},
+	gateway.Acceleration:      {"movementActivity", "", "MSK", 5},
+	gateway.SoilMoisture:      {"soilMoisture", "", "P1", 3},
+	gateway.SoilTemperature:   {"temperature", "", "CEL", 4},
+	gateway.SoilConductivity:  {"conductivity", "", "", 3},
+	gateway.WaterTemperature:  {"temperature", "", "CEL", 4},
+	gateway.WaterFlow:         {"waterFlow", "", "L2", 4},
+	gateway.WaterVolume:       {"waterConsumption", "", "LTR", 4},
+	gateway.GasVolume:         {"gasConsumption", "", "LTR", 4},
+	gateway.WaterLevel:        {"waterLevel", "", "MMT", 3},
+	gateway.PH:                {"pH", "", "Q30", 4},
+	gateway.TDS:               {"tds", "", "M1", 3},
+	gateway.Turbidity:         {"turbidity", "", "", 3},
+	gateway.ORP:               {"orp", "", "2Z", 3},
+	gateway.WaterConductivity: {"conductivity", "", "", 3},
+	gateway.Precipitation:     {"precipitation", "", "MMT", 4},
+	gateway.WindSpeed:         {"windSpeed", "", "MTS", 3},
+	gateway.WindDirection:     {"windDirection", "", "DD", 2},
+	gateway.BatteryLevel:      {"batteryLife", "", "P1", 2},
+	gateway.RSSI:              {"power", "", "DBM", 2},
+	gateway.ChipTemperature:   {"temperature", "", "CEL", 4},
+	gateway.CPUTemperature:    {"temperature", "", "CEL", 4},
 }
 
 // placements is IndoorEnvironmentObserved.sensorPlacement.
@@ -252,6 +318,9 @@ func (t *Thing) model() string {
 
 // take converts v into the model's unit. It is not ok outside the model's bounds.
 func (h *home) take(v float64) (float64, bool) {
+	if v == -1 && h.attr == "batteryLevel" { // Device's word for: it cannot be told just now
+		return v, true
+	}
 	v = round(v/h.per, h.decimals)
 	if h.max == 180 && v > 180 && v <= 360 { // a direction of -180..180
 		v -= 360

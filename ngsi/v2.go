@@ -90,7 +90,7 @@ func v2Type(a *Attr) string {
 		return "DateTime"
 	case Point:
 		return "geo:json"
-	case Texts, Refs:
+	case Texts, Refs, Phase:
 		return "StructuredValue"
 	}
 	if strings.ContainsAny(a.Text, forbidden) {
@@ -123,6 +123,10 @@ func appendValue(dst []byte, a *Attr) []byte {
 	switch a.Kind {
 	case Number:
 		return appendNumber(dst, a.Num)
+	case Phase:
+		dst = append(dst, `{"L1":`...)
+		dst = appendNumber(dst, a.Num)
+		return append(dst, '}')
 	case Time:
 		return appendTime(dst, a.At)
 	case Point:
