@@ -20,6 +20,8 @@ type Thing struct {
 	Quantities []gateway.Quantity // all that it senses
 	Driver     string             // optional
 	Doc        string             // the driver's, in one line; optional
+	Firmware   string             // version of the chip's own; optional
+	Serial     string             // number of the chip; optional
 
 	EntityType string // a data model of Types(); empty: chosen by quantities and site
 	EntityID   string // a whole URN, or what stands after urn:ngsi-ld:<Type>: ; empty: <gateway>:<name>
@@ -142,6 +144,7 @@ func (m *Mapper) site(t Thing) *site {
 	if t.Placement != "" {
 		s.self.Attrs = append(s.self.Attrs, Attr{Name: "relativePosition", Kind: Text, Text: t.Placement})
 	}
+	s.self.Attrs = known(s.self.Attrs, "firmwareVersion", t.Firmware, "serialNumber", t.Serial)
 	s.self.Attrs = append(s.self.Attrs, s.fixed...)
 	return s
 }
@@ -217,11 +220,15 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 		if checkValue(v) != nil {
 			continue
 		}
-		if a, ok := attr(s.model, v, at, main.Attrs); ok {
+		a, ok := attr(s.model, v, at, main.Attrs)
+		if !ok && v.Quantity == gateway.CO2 {
+			a, ok = s.indoorCO2(v, r.Values, at)
+		}
+		if ok {
 			if main.Attrs == nil {
 				main.Attrs = s.observed(at)
 			}
-			if kind, ok := meters[v.Quantity]; ok {
+			if kind, ok := meters[v.Quantity]; ok && a.Name == "totalConsumption" {
 				main.Attrs = append(main.Attrs, Attr{Name: "meterType", Kind: Text, Text: kind})
 			}
 			main.Attrs = append(main.Attrs, a)

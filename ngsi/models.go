@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"campus-gateway"
 )
@@ -54,7 +55,14 @@ var anything = math.Inf(1)
 
 // models has no entry for a quantity where its model has no attribute for it,
 // or one of another meaning: IndoorEnvironmentObserved.co2 is in mg/L, which ppm
-// alone do not give. DeviceMeasurement takes those.
+// alone do not give (see indoorCO2). DeviceMeasurement takes those.
+//
+// It takes a value out of bounds as well: a cold store below 0 °C, which
+// IndoorEnvironmentObserved has no word for. The temperature that the broker
+// holds of that entity is then an old one. It is neither deleted, which would
+// end subscriptions and queries that know it, nor sent again: its own TimeInstant
+// or observedAt says how old it is, while those of the entity's other attributes
+// go on. Where the cold is usual, entity.type AirQualityObserved has no such bound.
 var models = map[string]*model{
 	"IndoorEnvironmentObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
@@ -326,6 +334,31 @@ func (h *home) take(v float64) (float64, bool) {
 		v -= 360
 	}
 	return v, v >= h.min && v <= h.max
+}
+
+// indoorCO2 is CO2 in mg/L where the reading has the pressure and temperature
+// that make it of ppm: M·p/(R·T), the law of ideal gases. ppm are by volume, so
+// one is a millionth of the amount of substance.
+func (s *site) indoorCO2(v gateway.Value, all []gateway.Value, at time.Time) (Attr, bool) {
+	if s.typ != "IndoorEnvironmentObserved" || s.model.homes[v.Quantity].attr != "" {
+		return Attr{}, false
+	}
+	of := func(q gateway.Quantity) float64 {
+		for _, v := range all {
+			if x, ok := v.V.(float64); ok && v.Quantity == q {
+				return x
+			}
+		}
+		return math.NaN()
+	}
+	const molar, gas = 44.01, 8.314462618                         // g/mol, J/(mol·K)
+	kelvin := of(gateway.Temperature) + 273.15                    // NaN where there is none
+	perPPM := molar * of(gateway.Pressure) / (gas * kelvin) / 1e6 // g/m³, which is mg/L
+	x := round(of(gateway.CO2)*perPPM, 5)
+	if !(kelvin > 0 && perPPM > 0 && x >= 0 && x < 1e6) { // beyond is no air
+		return Attr{}, false
+	}
+	return Attr{Name: "co2", Num: x, At: at, Unit: "M1"}, true
 }
 
 var powers = [...]float64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8}
