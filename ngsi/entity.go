@@ -23,7 +23,12 @@ type Thing struct {
 	Firmware   string             // version of the chip's own; optional
 	Serial     string             // number of the chip; optional
 
-	EntityType string // a data model of Types(); empty: chosen by quantities and site
+	// Attributes are sent otherwise than the data model would have it.
+	Attributes map[gateway.Quantity]Attribute
+
+	// EntityType is a data model of Types(), or any other type where Attributes name
+	// every quantity; empty: chosen by quantities and site.
+	EntityType string
 	EntityID   string // a whole URN, or what stands after urn:ngsi-ld:<Type>: ; empty: <gateway>:<name>
 
 	Outdoor   bool
@@ -46,6 +51,7 @@ const (
 	Texts              // List
 	Refs               // Text, where the model wants a list of ids
 	Phase              // Num, of the one phase that is measured: {"L1": Num}
+	Bool               // Num: 0 is false
 )
 
 // Attr is an attribute of an entity.
@@ -91,6 +97,8 @@ type site struct {
 	deviceID string
 	fixed    []Attr // that every observation has
 	self     Entity // its Device
+
+	refDevice string // of its observations: deviceID, unless others feed the entity too
 }
 
 // NewMapper maps the readings of things that have passed Check.
@@ -106,6 +114,7 @@ func NewMapper(gatewayID string, things []Thing) *Mapper {
 			}
 		}
 	}
+	m.share()
 	slices.Sort(properties)
 	m.self = Entity{
 		ID: urn(deviceType, m.gateway), Type: deviceType, Subject: deviceSubject,
@@ -122,10 +131,12 @@ func NewMapper(gatewayID string, things []Thing) *Mapper {
 func (m *Mapper) site(t Thing) *site {
 	own := m.gateway + ":" + IDEscape(t.Name)
 	s := &site{Thing: t, typ: t.model(), deviceID: urn(deviceType, own)}
-	if models[s.typ] == nil {
-		s.typ = measurementType
-	}
+	s.refDevice = s.deviceID
 	s.model = models[s.typ]
+	if s.model == nil {
+		s.model = foreign(s.typ)
+	}
+	s.model, _ = t.adapted(s.typ, s.model) // its faults are Check's to tell
 	s.id = urn(s.typ, own)
 	if t.EntityID != "" {
 		s.id = entityID(s.typ, t.EntityID)
@@ -170,14 +181,25 @@ func Check(t Thing) error {
 	typ := t.model()
 	m, known := models[typ]
 	switch {
-	case !known || typ == deviceType:
-		return fmt.Errorf("entity.type: there is no %q: want one of %s", typ, strings.Join(Types(), ", "))
+	case typ == deviceType:
+		return fmt.Errorf("entity.type: there is no %q of a sensor's values: want one of %s", typ, strings.Join(Types(), ", "))
+	case !known:
+		if err := checkForeign(&t, typ); err != nil {
+			return err
+		}
+		m = foreign(typ)
 	case m.located && t.Location == nil:
 		return fmt.Errorf("entity.type: %s requires a location: write one, here or at the gateway", typ)
 	case m.parcel && t.Parcel == "":
 		return fmt.Errorf("entity.type: %s requires a parcel: write the AgriParcel that the soil belongs to", typ)
-	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool { _, ok := m.homes[q]; return ok }):
+	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool {
+		_, ok := m.homes[q]
+		return ok || t.Attributes[q].Name != ""
+	}):
 		return fmt.Errorf("entity.type: %s has no attribute for anything that this sensor senses: leave it out, or write %s", typ, measurementType)
+	}
+	if _, faults := t.adapted(typ, m); len(faults) > 0 {
+		return faults[0]
 	}
 	if t.EntityID != "" {
 		if err := checkID(entityID(typ, t.EntityID)); err != nil {
@@ -217,7 +239,7 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 	var self Entity
 	var others []Entity
 	for _, v := range r.Values {
-		if checkValue(v) != nil {
+		if checkValue(v) != nil || s.Attributes[v.Quantity].Skip {
 			continue
 		}
 		a, ok := attr(s.model, v, at, main.Attrs)
@@ -283,9 +305,18 @@ func attr(m *model, v gateway.Value, at time.Time, taken []Attr) (Attr, bool) {
 	if !ok || slices.ContainsFunc(taken, func(a Attr) bool { return a.Name == h.attr }) {
 		return Attr{}, false
 	}
-	x, isNumber := v.V.(float64)
-	x, inBounds := h.take(x)
-	return Attr{Name: h.attr, Kind: h.kind, Num: x, At: at, Unit: h.unit}, isNumber && inBounds
+	a := Attr{Name: h.attr, Kind: h.kind, At: at, Unit: h.unit}
+	switch x := v.V.(type) {
+	case float64:
+		a.Num, ok = h.take(x)
+	case bool:
+		if x {
+			a.Num = 1
+		}
+	case string:
+		a.Text = x
+	}
+	return a, ok
 }
 
 // observed is what an observation of s has beside its values.
@@ -322,19 +353,13 @@ func (s *site) observed(at time.Time) []Attr {
 	if s.model.listed {
 		kind = Refs
 	}
-	return append(as, Attr{Name: s.model.device, Kind: kind, Text: s.deviceID})
+	return append(as, Attr{Name: s.model.device, Kind: kind, Text: s.refDevice})
 }
 
 // measurement is a value that no model of its sensor takes.
 func (m *Mapper) measurement(s *site, v gateway.Value, at time.Time) Entity {
 	k := kinds[v.Quantity]
-	id := urn(measurementType, m.gateway+":"+IDEscape(s.Name)+":"+IDEscape(string(v.Quantity)))
-	if s.typ == measurementType && s.EntityID != "" {
-		id = s.id
-		if len(s.Quantities) > 1 {
-			id += ":" + IDEscape(string(v.Quantity))
-		}
-	}
+	id := s.measurementID(v.Quantity)
 	name, unit := k.free, k.unit
 	if name == "" {
 		name = string(v.Quantity)
@@ -363,6 +388,18 @@ func (m *Mapper) measurement(s *site, v gateway.Value, at time.Time) Entity {
 	}
 	e.Attrs = append(e.Attrs, a)
 	return e
+}
+
+// measurementID is the DeviceMeasurement that takes q where no model does.
+func (s *site) measurementID(q gateway.Quantity) string {
+	of := ":" + IDEscape(string(q))
+	if s.typ != measurementType || s.EntityID == "" {
+		return urn(measurementType, strings.TrimPrefix(s.deviceID, urn(deviceType, ""))) + of
+	}
+	if len(s.Quantities) > 1 {
+		return s.id + of
+	}
+	return s.id
 }
 
 // device is s's own Device, last heard of at that time.

@@ -22,7 +22,7 @@ type home struct {
 	decimals int     // kept, in the model's unit: about a tenth of what a good sensor resolves
 	unit     string  // unit code; empty where Rec 20 has none
 	min, max float64 // the model's bounds. A value outside goes to DeviceMeasurement
-	kind     Kind    // Number, or Phase
+	kind     Kind    // Number or Phase; of what is no number, Bool or Text
 }
 
 // model is a smart data model that takes measured values.
@@ -33,6 +33,7 @@ type model struct {
 	parcel  bool   // hasAgriParcel is required
 	device  string // the attribute that names the Device
 	listed  bool   // as a list
+	needs   string // an attribute that is required and measured
 	homes   map[gateway.Quantity]home
 }
 
@@ -168,7 +169,7 @@ var models = map[string]*model{
 		},
 	},
 	"VibrationsObserved": {
-		subject: "dataModel.Building", device: "refDevice",
+		subject: "dataModel.Building", device: "refDevice", needs: "accelerationMeasured",
 		homes: map[gateway.Quantity]home{
 			gateway.Acceleration: {"accelerationMeasured", 1, 5, "MSK", -anything, anything, Number},
 		},
@@ -317,7 +318,7 @@ func (t *Thing) model() string {
 		if m.parcel && t.Parcel == "" || m.located && t.Location == nil {
 			continue
 		}
-		if slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool { return slices.Contains(c.any, q) }) {
+		if slices.ContainsFunc(t.sent(), func(q gateway.Quantity) bool { return slices.Contains(c.any, q) }) {
 			return name
 		}
 	}

@@ -86,6 +86,8 @@ func v2Type(a *Attr) string {
 	switch a.Kind {
 	case Number:
 		return "Number"
+	case Bool:
+		return "Boolean"
 	case Time:
 		return "DateTime"
 	case Point:
@@ -123,6 +125,8 @@ func appendValue(dst []byte, a *Attr) []byte {
 	switch a.Kind {
 	case Number:
 		return appendNumber(dst, a.Num)
+	case Bool:
+		return strconv.AppendBool(dst, a.Num != 0)
 	case Phase:
 		dst = append(dst, `{"L1":`...)
 		dst = appendNumber(dst, a.Num)
