@@ -1,6 +1,7 @@
 package ngsi
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -175,7 +176,7 @@ func (t *Thing) adapted(typ string, m *model) (*model, []error) {
 			fault("unit", "%q is not a unit code: want two or three capitals and digits of UN/CEFACT Recommendation 20, such as CEL, P1 or A97", a.Unit)
 		}
 		if a.Scale != 0 && !(a.Scale >= 1e-9 && a.Scale <= 1e9) {
-			fault("scale", "%v is outside 1e-9..1e9: write how many %s make one of the attribute's unit", a.Scale, orOnes(q.Unit()))
+			fault("scale", "%v is outside 1e-9..1e9: write how many %s make one of the attribute's unit", a.Scale, cmp.Or(q.Unit(), "ones"))
 		}
 		if a.Scale != 0 && a.Unit == "" {
 			fault("scale", "a scale gives another unit: write its code too, such as unit: A97")
@@ -218,13 +219,6 @@ func (t *Thing) adapted(typ string, m *model) (*model, []error) {
 		faults = append(faults, fmt.Errorf("entity.type: %s requires %s: keep the quantity that gives it, or write another type", typ, m.needs))
 	}
 	return &own, faults
-}
-
-func orOnes(unit string) string {
-	if unit == "" {
-		return "ones"
-	}
-	return unit
 }
 
 func join(qs []gateway.Quantity) string {
@@ -278,7 +272,7 @@ func (a *Attribute) home(q gateway.Quantity, typ string, m *model, fault func(fi
 				return h, false
 			}
 			if a.Scale == 0 && q.Unit() != other.Unit() {
-				fault("scale", "%s.%s is in other units than %s: write scale, how many %s make one of it, and unit", typ, h.attr, q, orOnes(q.Unit()))
+				fault("scale", "%s.%s is in other units than %s: write scale, how many %s make one of it, and unit", typ, h.attr, q, cmp.Or(q.Unit(), "ones"))
 				return h, false
 			}
 			h = o

@@ -193,9 +193,9 @@ func TestSample(t *testing.T) {
 	if len(c.Sensors) != 1 {
 		t.Errorf("%d sensors", len(c.Sensors))
 	}
-	head, examples, _ := strings.Cut(sample(), "several sensors may feed one\n")
+	head, examples, _ := strings.Cut(sample(), "not sent, only shown\n")
 	var all strings.Builder
-	all.WriteString(head + "several sensors may feed one\n")
+	all.WriteString(head + "not sent, only shown\n")
 	bus := 1
 	for line := range strings.Lines(examples) {
 		if rest, ok := strings.CutPrefix(line, "  # - "); ok {
