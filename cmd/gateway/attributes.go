@@ -60,8 +60,10 @@ func (s *sensorConfig) wanted() map[gateway.Quantity]ngsi.Attribute {
 	return all
 }
 
-// attributes checks a sensor's attributes and reports whether they are sound.
-func (d *decoder) attributes(n *yaml.Node, path string, t ngsi.Thing) bool {
+// attributes checks a sensor's attributes, and that a type of one's own has an
+// @context where that is needed. It reports whether they are sound.
+func (d *decoder) attributes(n *yaml.Node, path string, s *sensorConfig, c *config) bool {
+	t := s.thing(c)
 	list := key(n, "attributes")
 	if list == nil || len(t.Attributes) == 0 {
 		return true
@@ -97,7 +99,11 @@ func (d *decoder) attributes(n *yaml.Node, path string, t ngsi.Thing) bool {
 		}
 		d.addf(at, field, "%v", err)
 	}
-	return len(d.list) == before
+	sound := len(d.list) == before
+	if typ := t.EntityType; ngsi.Foreign(typ) && c.Broker.API == "ngsi-ld" && c.Contexts.Types[typ] == "" {
+		d.addf(d.at(&s.Entity.Type, n), join(path, "entity.type"), "NGSI-LD needs the @context of %s: write its URL under contexts, as `types: {%s: https://…}`", typ, typ)
+	}
+	return sound
 }
 
 func words(qs []gateway.Quantity) []string {
@@ -130,9 +136,8 @@ func (d *decoder) conflicts(sound []placed) {
 	}
 }
 
-// contexts checks where @contexts are, and that types of one's own have one where
-// it is needed.
-func (d *decoder) contexts(root, sensors *yaml.Node, c *config) {
+// contexts checks where @contexts are.
+func (d *decoder) contexts(root *yaml.Node, c *config) {
 	section := key(root, "contexts")
 	if c.Contexts.Base != "" {
 		d.contextURL(d.at(&c.Contexts.Base, root), "contexts.base", c.Contexts.Base)
@@ -143,20 +148,6 @@ func (d *decoder) contexts(root, sensors *yaml.Node, c *config) {
 			at = key(types, typ)
 		}
 		d.contextURL(at, join("contexts.types", typ), c.Contexts.Types[typ])
-	}
-	if c.Broker.API != "ngsi-ld" {
-		return
-	}
-	told := map[string]bool{}
-	for i := range c.Sensors {
-		s := &c.Sensors[i]
-		typ := s.Entity.Type
-		if len(s.Attributes) == 0 || !ngsi.Foreign(typ) || c.Contexts.Types[typ] != "" || told[typ] {
-			continue
-		}
-		told[typ] = true
-		d.addf(d.at(&s.Entity.Type, sensors), fmt.Sprintf("sensors[%d].entity.type", i),
-			"NGSI-LD needs the @context of %s: write its URL under contexts, as `types: {%s: https://…}`", typ, typ)
 	}
 }
 

@@ -180,7 +180,7 @@ func readConfig(file string, src []byte) (*config, error) {
 	if sensors.List.Kind != 0 {
 		d.sensors(&sensors.List, &c)
 	}
-	d.contexts(root, &sensors.List, &c)
+	d.contexts(root, &c)
 	if err := d.err(); err != nil {
 		return nil, err
 	}
@@ -476,7 +476,7 @@ func (d *decoder) sensor(n *yaml.Node, path string, c *config) *sensorConfig {
 		}
 		d.addf(at, field, "%v", err)
 	}
-	if !d.attributes(n, path, s.thing(c)) {
+	if !d.attributes(n, path, s, c) {
 		return s
 	}
 	if err := ngsi.Check(s.thing(c)); err != nil {
