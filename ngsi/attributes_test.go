@@ -1,14 +1,19 @@
 package ngsi
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"campus-gateway"
+	"campus-gateway/ngsi/sandbox"
 )
 
 func digits(n int) *int { return &n }
@@ -313,5 +318,72 @@ func TestForeignContext(t *testing.T) {
 	}
 	if !found {
 		t.Error("the greenhouse goes without its @context")
+	}
+}
+
+// TestAtTheBroker: an entity that two sensors feed, one of them below the
+// schema's bound in the end, and one of a type of its own, as a broker holds them
+// after a backlog in one batch.
+func TestAtTheBroker(t *testing.T) {
+	m := NewMapper("gw", []Thing{
+		{Name: "air", EntityID: "store", Location: &settat, Quantities: []gateway.Quantity{gateway.Temperature, gateway.Humidity}},
+		{Name: "light", EntityID: "store", Location: &settat, Quantities: []gateway.Quantity{gateway.Illuminance}},
+		{Name: "plug", EntityType: "Plug", Location: &settat, Quantities: []gateway.Quantity{gateway.ACVoltage, gateway.Contact},
+			Attributes: map[gateway.Quantity]Attribute{gateway.ACVoltage: {Name: "volts"}, gateway.Contact: {Name: "on"}}},
+		{Name: "mains", Location: &settat, Quantities: []gateway.Quantity{gateway.ACVoltage}},
+	})
+	var rs []gateway.Reading
+	for i := range 3 {
+		for _, r := range []gateway.Reading{
+			reading("air", num(gateway.Temperature, 1.5-float64(i)), num(gateway.Humidity, 80+float64(i))),
+			reading("light", num(gateway.Illuminance, 300+float64(i))),
+			reading("plug", num(gateway.ACVoltage, 230), gateway.Value{Quantity: gateway.Contact, V: i > 0}),
+			reading("mains", num(gateway.ACVoltage, 229.5)),
+		} {
+			r.At.Wall = noon.Truncate(time.Minute).Add(time.Duration(i) * time.Minute)
+			rs = append(rs, r)
+		}
+	}
+	for api, path := range map[string]string{"ngsi-v2": "/v2/entities/", "ngsi-ld": "/ngsi-ld/v1/entities/"} {
+		broker := sandbox.New(sandbox.Options{})
+		s := newSink(t, broker, Config{API: api, Contexts: map[string]string{"Plug": "http://gw.test/plug.jsonld"}}, m)
+		if err := s.Send(t.Context(), rs); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct{ id, attr, value, at string }{
+			{"IndoorEnvironmentObserved:store", "temperature", "0.5", "09:16"}, // the last within bounds, and when that was
+			{"IndoorEnvironmentObserved:store", "relativeHumidity", "0.82", "09:17"},
+			{"IndoorEnvironmentObserved:store", "illuminance", "302", "09:17"},
+			{"DeviceMeasurement:gw:air:temperature", "numValue", "-0.5", "09:17"},
+			{"Plug:gw:plug", "on", "true", "09:17"},
+			{"Plug:gw:plug", "volts", "230", "09:17"},
+			{"ACMeasurement:gw:mains", "phaseVoltage", "map[L1:229.5]", "09:17"},
+		} {
+			w := httptest.NewRecorder()
+			broker.ServeHTTP(w, httptest.NewRequest("GET", path+"urn:ngsi-ld:"+c.id, nil))
+			var e map[string]struct {
+				Value      any
+				ObservedAt string
+				Metadata   struct{ TimeInstant struct{ Value string } }
+			}
+			var raw map[string]json.RawMessage
+			if err := json.Unmarshal(w.Body.Bytes(), &raw); err != nil {
+				t.Fatal(err)
+			}
+			delete(raw, "id")
+			delete(raw, "type")
+			delete(raw, "@context")
+			body, err := json.Marshal(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := json.Unmarshal(body, &e); err != nil {
+				t.Fatalf("%v: %s", err, body)
+			}
+			a := e[c.attr]
+			if fmt.Sprint(a.Value) != c.value || !strings.Contains(a.ObservedAt+a.Metadata.TimeInstant.Value, "T"+c.at+":00") {
+				t.Errorf("%s: %s %s is %v, want %s at %s: %s", api, c.id, c.attr, a, c.value, c.at, w.Body)
+			}
+		}
 	}
 }

@@ -181,3 +181,23 @@ func TestOSName(t *testing.T) {
 		}
 	}
 }
+
+// The README's example is accepted.
+func TestREADMEAttributes(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "## Names, units and types of your own\n\n```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("no example")
+	}
+	c, err := readConfig("README.md", []byte(placedGood+example))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := c.Sensors[0].thing(c).Attributes[gateway.Humidity]; a.Name != "relativeHumidity" || a.Scale != 1 {
+		t.Errorf("%+v", a)
+	}
+}
