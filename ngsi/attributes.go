@@ -139,7 +139,7 @@ func Foreign(typ string) bool { return typ != "" && models[typ] == nil }
 
 // adapted is m as t's attributes want it, and what is wrong with them.
 func (t *Thing) adapted(typ string, m *model) (*model, []error) {
-	if len(t.Attributes) == 0 {
+	if len(t.Attributes) == 0 && t.Parking == nil {
 		return m, nil
 	}
 	var faults []error
@@ -147,6 +147,10 @@ func (t *Thing) adapted(typ string, m *model) (*model, []error) {
 	own.homes = maps.Clone(m.homes)
 	if own.homes == nil {
 		own.homes = map[gateway.Quantity]home{}
+	}
+	if h, ok := own.homes[gateway.Distance]; ok && m.parking && t.Parking != nil {
+		h.below = t.Parking.Below
+		own.homes[gateway.Distance] = h
 	}
 	for _, q := range slices.Sorted(maps.Keys(t.Attributes)) {
 		a := t.Attributes[q]

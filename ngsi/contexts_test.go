@@ -59,6 +59,9 @@ func TestContexts(t *testing.T) {
 		for _, q := range gateway.Quantities() {
 			thing := Thing{Name: "s", EntityType: typ, Location: &settat, Parcel: "p", Placement: "floor", Interval: time.Minute, Quantities: []gateway.Quantity{q},
 				Driver: "x", Doc: "x", Firmware: "1", Serial: "1"}
+			if typ == "ParkingSpot" {
+				thing.Parking = &Parking{Site: "lot", Category: "onStreet", Below: 1000}
+			}
 			if q.Kind() != gateway.Number || Check(thing) != nil {
 				continue
 			}

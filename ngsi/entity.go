@@ -35,6 +35,7 @@ type Thing struct {
 	Location  *[2]float64   // longitude, latitude (WGS 84, the order of GeoJSON)
 	Placement string        // where in the room: northWall, ceiling …
 	Parcel    string        // the AgriParcel that a soil probe belongs to: a URN or a name
+	Parking   *Parking      // of a ParkingSpot
 	Interval  time.Duration // what a value is the mean of (noise); 0: an instant
 }
 
@@ -190,6 +191,8 @@ func Check(t Thing) error {
 		m = foreign(typ)
 	case m.located && t.Location == nil:
 		return fmt.Errorf("entity.type: %s requires a location: write one, here or at the gateway", typ)
+	case m.parking != (t.Parking != nil):
+		return errors.New("parking: it goes with entity.type ParkingSpot: write both, or none")
 	case m.parcel && t.Parcel == "":
 		return fmt.Errorf("entity.type: %s requires a parcel: write the AgriParcel that the soil belongs to", typ)
 	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool {
@@ -205,6 +208,9 @@ func Check(t Thing) error {
 		if err := checkID(entityID(typ, t.EntityID)); err != nil {
 			return fmt.Errorf("entity.id: %w", err)
 		}
+	}
+	if err := t.Parking.check(); err != nil {
+		return fmt.Errorf("parking.%w", err)
 	}
 	if t.Parcel != "" {
 		if err := checkID(entityID("AgriParcel", t.Parcel)); err != nil {
@@ -309,6 +315,9 @@ func attr(m *model, v gateway.Value, at time.Time, taken []Attr) (Attr, bool) {
 	switch x := v.V.(type) {
 	case float64:
 		a.Num, ok = h.take(x)
+		if h.below > 0 {
+			a.Text = occupied(a.Num < h.below)
+		}
 	case bool:
 		if x {
 			a.Num = 1
@@ -344,6 +353,10 @@ func (s *site) observed(at time.Time) []Attr {
 		}
 	case "AgriParcelRecord":
 		as = append(as, Attr{Name: "hasAgriParcel", Kind: Ref, Text: entityID("AgriParcel", s.Parcel)})
+	case "ParkingSpot":
+		as = append(as,
+			Attr{Name: "category", Kind: Texts, List: []string{s.Parking.Category}},
+			Attr{Name: "refParkingSite", Kind: Ref, Text: entityID(s.Parking.siteType(), s.Parking.Site)})
 	case "ACMeasurement":
 		as = append(as, Attr{Name: "phaseType", Kind: Text, Text: "singlePhase"})
 	case "PhreaticObserved":

@@ -23,6 +23,7 @@ type home struct {
 	unit     string  // unit code; empty where Rec 20 has none
 	min, max float64 // the model's bounds. A value outside goes to DeviceMeasurement
 	kind     Kind    // Number or Phase; of what is no number, Bool or Text
+	below    float64 // ParkingSpot.status: a car stands closer than this; 0: another attribute
 }
 
 // model is a smart data model that takes measured values.
@@ -31,6 +32,7 @@ type model struct {
 	dated   dated
 	located bool   // location is required
 	parcel  bool   // hasAgriParcel is required
+	parking bool   // refParkingSite and category are required
 	device  string // the attribute that names the Device
 	listed  bool   // as a list
 	needs   string // an attribute that is required and measured
@@ -68,124 +70,130 @@ var models = map[string]*model{
 	"IndoorEnvironmentObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.Temperature: {"temperature", 1, 4, "CEL", 0, anything, Number}, // the schema's minimum
-			gateway.Humidity:    {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
-			gateway.Pressure:    {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
-			gateway.Illuminance: {"illuminance", 1, 3, "LUX", 0, anything, Number},
-			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number},
+			gateway.Temperature: {"temperature", 1, 4, "CEL", 0, anything, Number, 0}, // the schema's minimum
+			gateway.Humidity:    {"relativeHumidity", 100, 5, "C62", 0, 1, Number, 0},
+			gateway.Pressure:    {"atmosphericPressure", 100, 4, "A97", 0, anything, Number, 0},
+			gateway.Illuminance: {"illuminance", 1, 3, "LUX", 0, anything, Number, 0},
+			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number, 0},
 		},
 	},
 	"AirQualityObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.CO2:           {"co2", 1, 2, "59", 0, anything, Number},
-			gateway.PM1:           {"pm1", 1, 3, "GQ", 0, anything, Number},
-			gateway.PM25:          {"pm25", 1, 3, "GQ", 0, anything, Number},
-			gateway.PM4:           {"pm4", 1, 3, "GQ", 0, anything, Number},
-			gateway.PM10:          {"pm10", 1, 3, "GQ", 0, anything, Number},
-			gateway.CO:            {"co", 1, 4, "GP", 0, anything, Number},
-			gateway.NO2:           {"no2", 1, 3, "GQ", 0, anything, Number},
-			gateway.O3:            {"o3", 1, 3, "GQ", 0, anything, Number},
-			gateway.SO2:           {"so2", 1, 3, "GQ", 0, anything, Number},
-			gateway.TVOC:          {"volatileOrganicCompoundsTotal", 1, 2, "61", 0, anything, Number},
-			gateway.Temperature:   {"temperature", 1, 4, "CEL", -anything, anything, Number},
-			gateway.Humidity:      {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
-			gateway.Pressure:      {"pressure", 100, 4, "A97", 0, anything, Number},
-			gateway.Precipitation: {"precipitation", 1, 4, "MMT", 0, anything, Number},
-			gateway.WindSpeed:     {"windSpeed", 1, 3, "MTS", 0, anything, Number},
-			gateway.WindDirection: {"windDirection", 1, 2, "DD", -180, 180, Number},
+			gateway.CO2:           {"co2", 1, 2, "59", 0, anything, Number, 0},
+			gateway.PM1:           {"pm1", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.PM25:          {"pm25", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.PM4:           {"pm4", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.PM10:          {"pm10", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.CO:            {"co", 1, 4, "GP", 0, anything, Number, 0},
+			gateway.NO2:           {"no2", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.O3:            {"o3", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.SO2:           {"so2", 1, 3, "GQ", 0, anything, Number, 0},
+			gateway.TVOC:          {"volatileOrganicCompoundsTotal", 1, 2, "61", 0, anything, Number, 0},
+			gateway.Temperature:   {"temperature", 1, 4, "CEL", -anything, anything, Number, 0},
+			gateway.Humidity:      {"relativeHumidity", 100, 5, "C62", 0, 1, Number, 0},
+			gateway.Pressure:      {"pressure", 100, 4, "A97", 0, anything, Number, 0},
+			gateway.Precipitation: {"precipitation", 1, 4, "MMT", 0, anything, Number, 0},
+			gateway.WindSpeed:     {"windSpeed", 1, 3, "MTS", 0, anything, Number, 0},
+			gateway.WindDirection: {"windDirection", 1, 2, "DD", -180, 180, Number, 0},
 		},
 	},
 	"WeatherObserved": {
 		subject: "dataModel.Weather", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.Temperature:     {"temperature", 1, 4, "CEL", -anything, anything, Number},
-			gateway.Humidity:        {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
-			gateway.Pressure:        {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
-			gateway.Illuminance:     {"illuminance", 1, 3, "LUX", 0, anything, Number},
-			gateway.UVIndex:         {"uVIndexMax", 1, 3, "C62", 0, anything, Number},
-			gateway.SolarIrradiance: {"solarRadiation", 1, 3, "D54", 0, anything, Number},
-			gateway.Precipitation:   {"precipitation", 1, 4, "MMT", 0, anything, Number}, // 1 L/m² is 1 mm
-			gateway.WindSpeed:       {"windSpeed", 1, 3, "MTS", 0, anything, Number},
-			gateway.WindDirection:   {"windDirection", 1, 2, "DD", 0, 360, Number},
+			gateway.Temperature:     {"temperature", 1, 4, "CEL", -anything, anything, Number, 0},
+			gateway.Humidity:        {"relativeHumidity", 100, 5, "C62", 0, 1, Number, 0},
+			gateway.Pressure:        {"atmosphericPressure", 100, 4, "A97", 0, anything, Number, 0},
+			gateway.Illuminance:     {"illuminance", 1, 3, "LUX", 0, anything, Number, 0},
+			gateway.UVIndex:         {"uVIndexMax", 1, 3, "C62", 0, anything, Number, 0},
+			gateway.SolarIrradiance: {"solarRadiation", 1, 3, "D54", 0, anything, Number, 0},
+			gateway.Precipitation:   {"precipitation", 1, 4, "MMT", 0, anything, Number, 0}, // 1 L/m² is 1 mm
+			gateway.WindSpeed:       {"windSpeed", 1, 3, "MTS", 0, anything, Number, 0},
+			gateway.WindDirection:   {"windDirection", 1, 2, "DD", 0, 360, Number, 0},
 		},
 	},
 	"AgriParcelRecord": {
 		subject: "dataModel.Agrifood", located: true, parcel: true, dated: undated, device: "hasDevice", listed: true,
 		homes: map[gateway.Quantity]home{
-			gateway.SoilMoisture:     {"soilMoistureVwc", 100, 5, "C62", 0, 1, Number},
-			gateway.SoilTemperature:  {"soilTemperature", 1, 4, "CEL", -anything, anything, Number},
-			gateway.SoilConductivity: {"soilMoistureEc", 10_000, 8, "D10", 0, anything, Number},
-			gateway.Temperature:      {"airTemperature", 1, 4, "CEL", -anything, anything, Number},
-			gateway.Humidity:         {"relativeHumidity", 100, 5, "C62", 0, 1, Number},
-			gateway.Pressure:         {"atmosphericPressure", 100, 4, "A97", 0, anything, Number},
-			gateway.SolarIrradiance:  {"solarRadiation", 1000, 6, "", 0, anything, Number}, // kW/m²
+			gateway.SoilMoisture:     {"soilMoistureVwc", 100, 5, "C62", 0, 1, Number, 0},
+			gateway.SoilTemperature:  {"soilTemperature", 1, 4, "CEL", -anything, anything, Number, 0},
+			gateway.SoilConductivity: {"soilMoistureEc", 10_000, 8, "D10", 0, anything, Number, 0},
+			gateway.Temperature:      {"airTemperature", 1, 4, "CEL", -anything, anything, Number, 0},
+			gateway.Humidity:         {"relativeHumidity", 100, 5, "C62", 0, 1, Number, 0},
+			gateway.Pressure:         {"atmosphericPressure", 100, 4, "A97", 0, anything, Number, 0},
+			gateway.SolarIrradiance:  {"solarRadiation", 1000, 6, "", 0, anything, Number, 0}, // kW/m²
 		},
 	},
 	"WaterQualityObserved": {
 		subject: "dataModel.WaterQuality", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.WaterTemperature:  {"temperature", 1, 4, "CEL", -anything, anything, Number},
-			gateway.PH:                {"pH", 1, 4, "Q30", 0, 14, Number},
-			gateway.TDS:               {"tds", 1, 3, "M1", 0, anything, Number},
-			gateway.Turbidity:         {"turbidity", 1, 3, "", 0, anything, Number},
-			gateway.ORP:               {"orp", 1, 3, "2Z", 0, anything, Number}, // the schema's minimum
-			gateway.WaterConductivity: {"conductivity", 10_000, 8, "D10", 0, anything, Number},
-			gateway.WaterFlow:         {"flow", 1000. / 60, 6, "MQH", 0, anything, Number}, // m³/h
+			gateway.WaterTemperature:  {"temperature", 1, 4, "CEL", -anything, anything, Number, 0},
+			gateway.PH:                {"pH", 1, 4, "Q30", 0, 14, Number, 0},
+			gateway.TDS:               {"tds", 1, 3, "M1", 0, anything, Number, 0},
+			gateway.Turbidity:         {"turbidity", 1, 3, "", 0, anything, Number, 0},
+			gateway.ORP:               {"orp", 1, 3, "2Z", 0, anything, Number, 0}, // the schema's minimum
+			gateway.WaterConductivity: {"conductivity", 10_000, 8, "D10", 0, anything, Number, 0},
+			gateway.WaterFlow:         {"flow", 1000. / 60, 6, "MQH", 0, anything, Number, 0}, // m³/h
 		},
 	},
 	"WaterObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.WaterFlow:  {"flow", 1, 4, "L2", 0, anything, Number},
-			gateway.WaterLevel: {"waterLevel", 1000, 6, "MTR", 0, anything, Number},
+			gateway.WaterFlow:  {"flow", 1, 4, "L2", 0, anything, Number, 0},
+			gateway.WaterLevel: {"waterLevel", 1000, 6, "MTR", 0, anything, Number, 0},
 		},
 	},
 	"NoiseLevelObserved": {
 		subject: "dataModel.Environment", located: true, dated: dateFromTo, device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.NoiseLevel:    {"LAeq", 1, 3, "2N", -anything, anything, Number},
-			gateway.NoiseLevelMax: {"LAmax", 1, 3, "2N", -anything, anything, Number},
+			gateway.NoiseLevel:    {"LAeq", 1, 3, "2N", -anything, anything, Number, 0},
+			gateway.NoiseLevelMax: {"LAmax", 1, 3, "2N", -anything, anything, Number, 0},
 		},
 	},
 	"SmartMeteringObservation": {
 		subject: deviceSubject, device: "refDevice",
 		homes: map[gateway.Quantity]home{ // all in one attribute: the second of a reading goes to DeviceMeasurement
-			gateway.Energy:      {"totalConsumption", 1000, 6, "KWH", -anything, anything, Number},
-			gateway.WaterVolume: {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number},
-			gateway.GasVolume:   {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number},
+			gateway.Energy:      {"totalConsumption", 1000, 6, "KWH", -anything, anything, Number, 0},
+			gateway.WaterVolume: {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number, 0},
+			gateway.GasVolume:   {"totalConsumption", 1000, 6, "MTQ", -anything, anything, Number, 0},
 		},
 	},
 	// Of one phase: what a clamp or a plug-in meter of a lab measures.
 	"ACMeasurement": {
 		subject: "dataModel.Energy", located: true, device: "refDevice", listed: true,
 		homes: map[gateway.Quantity]home{
-			gateway.ACVoltage:     {"phaseVoltage", 1, 4, "VLT", 0, anything, Phase},
-			gateway.ACCurrent:     {"current", 1, 5, "AMP", 0, anything, Phase},
-			gateway.ACPower:       {"activePower", 1, 4, "WTT", 0, anything, Phase}, // fed back into mains: DeviceMeasurement
-			gateway.ACPowerFactor: {"powerFactor", 1, 4, "C62", -1, 1, Phase},
-			gateway.ACFrequency:   {"frequency", 1, 4, "HTZ", 0, anything, Number},
-			gateway.ACEnergy:      {"totalActiveEnergyImport", 1000, 6, "KWH", 0, anything, Number},
+			gateway.ACVoltage:     {"phaseVoltage", 1, 4, "VLT", 0, anything, Phase, 0},
+			gateway.ACCurrent:     {"current", 1, 5, "AMP", 0, anything, Phase, 0},
+			gateway.ACPower:       {"activePower", 1, 4, "WTT", 0, anything, Phase, 0}, // fed back into mains: DeviceMeasurement
+			gateway.ACPowerFactor: {"powerFactor", 1, 4, "C62", -1, 1, Phase, 0},
+			gateway.ACFrequency:   {"frequency", 1, 4, "HTZ", 0, anything, Number, 0},
+			gateway.ACEnergy:      {"totalActiveEnergyImport", 1000, 6, "KWH", 0, anything, Number, 0},
 		},
 	},
 	"VibrationsObserved": {
 		subject: "dataModel.Building", device: "refDevice", needs: "accelerationMeasured",
 		homes: map[gateway.Quantity]home{
-			gateway.Acceleration: {"accelerationMeasured", 1, 5, "MSK", -anything, anything, Number},
+			gateway.Acceleration: {"accelerationMeasured", 1, 5, "MSK", -anything, anything, Number, 0},
 		},
 	},
 	"CrowdFlowObserved": {
 		subject: "dataModel.Transportation", device: "refDevice",
 		homes: map[gateway.Quantity]home{
-			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number},
+			gateway.PeopleCount: {"peopleCount", 1, 0, "C62", 0, anything, Number, 0},
+		},
+	},
+	"ParkingSpot": {
+		subject: "dataModel.Parking", located: true, parking: true, dated: undated, device: "refDevice", listed: true, needs: "status",
+		homes: map[gateway.Quantity]home{
+			gateway.Distance: {"status", 1, 3, "", 0, anything, Text, 0},
 		},
 	},
 	// Of a well: how far down the water begins, and how much of it there is.
 	"PhreaticObserved": {
 		subject: "dataModel.Environment", located: true, device: "refDevice", listed: true,
 		homes: map[gateway.Quantity]home{
-			gateway.Distance:   {"waterTable", 1000, 6, "MTR", -anything, anything, Number},
-			gateway.WaterLevel: {"depth", 1000, 6, "MTR", -anything, anything, Number},
+			gateway.Distance:   {"waterTable", 1000, 6, "MTR", -anything, anything, Number, 0},
+			gateway.WaterLevel: {"depth", 1000, 6, "MTR", -anything, anything, Number, 0},
 		},
 	},
 	// The catch-all: one entity a quantity, in the gateway's own unit (kinds).
@@ -194,8 +202,8 @@ var models = map[string]*model{
 	deviceType: {
 		subject: deviceSubject, dated: undated,
 		homes: map[gateway.Quantity]home{
-			gateway.BatteryLevel: {"batteryLevel", 100, 4, "C62", 0, 1, Number},
-			gateway.RSSI:         {"rssi", 1, 2, "DBM", -anything, anything, Number},
+			gateway.BatteryLevel: {"batteryLevel", 100, 4, "C62", 0, 1, Number, 0},
+			gateway.RSSI:         {"rssi", 1, 2, "DBM", -anything, anything, Number, 0},
 		},
 	},
 }

@@ -29,6 +29,20 @@ type attributeConfig struct {
 	Skip     bool    `yaml:"skip"`     // not sent
 }
 
+// parkingConfig is what a ParkingSpot has beside its distance sensor.
+type parkingConfig struct {
+	Site          string  `yaml:"site"`
+	Category      string  `yaml:"category"`       // onStreet or offStreet
+	OccupiedBelow float64 `yaml:"occupied_below"` // mm
+}
+
+func (p *parkingConfig) thing() *ngsi.Parking {
+	if p == nil {
+		return nil
+	}
+	return &ngsi.Parking{Site: p.Site, Category: p.Category, Below: p.OccupiedBelow}
+}
+
 // contextsConfig is where a broker finds @contexts, other than at their official
 // places.
 type contextsConfig struct {

@@ -47,6 +47,9 @@ func TestAttributeConfigFaults(t *testing.T) {
 		"no context":        {sensors("  - {name: a, driver: bh1750, entity: {type: AgriGreenhouse}, attributes: {illuminance: {name: light}}}\n"), []string{"x.yaml:4:46: sensors[0].entity.type: NGSI-LD needs the @context of AgriGreenhouse", "types: {AgriGreenhouse: https://…}"}},
 		"contexts base":     {placedGood + "contexts: {base: gw-1/contexts}\n", []string{"x.yaml:3:18: contexts.base:", "such as http://gw-a101.campus.example:8080/contexts"}},
 		"contexts type":     {placedGood + "contexts: {types: {Door: \"http://u:geheim@x/y\"}}\n", []string{"x.yaml:3:26: contexts.types.Door: want a plain URL"}},
+		"contexts bracket":  {placedGood + "contexts: {base: \"http://x/>;rel=evil\"}\n", []string{"x.yaml:3:18: contexts.base: want a plain URL"}},
+		"parking":           {sensors("  - {name: a, driver: ads1115, quantity: distance, curve: {scale: 1}, entity: {type: ParkingSpot}, parking: {site: x, category: offstreet, occupied_below: 1}}\n"), []string{"sensors[0]: parking.category: \"offstreet\": want onStreet or offStreet"}},
+		"parking unasked":   {sensors("  - {name: a, driver: bh1750, parking: {site: x}}\n"), []string{"sensors[0]: parking: it goes with entity.type ParkingSpot"}},
 		"contexts header":   {placedGood + "contexts: {base: \"http://x/>; rel=evil\"}\n", []string{"x.yaml:3:18: contexts.base:"}},
 		"contexts nonsense": {placedGood + "contexts: {types: [1]}\n", []string{"x.yaml:3:19: contexts.types: want keys and values"}},
 		"one attribute of two": {sensors("  - {name: a, driver: bme280, entity: {id: room}}\n  - {name: b, driver: sht4x, entity: {id: room}}\n"),
@@ -89,6 +92,7 @@ sensors:
     entity: {type: AgriGreenhouse, id: one}
   - {name: air, driver: bme280, entity: {id: room}, attributes: {pressure: {unit: KPA, scale: 1000}}}
   - {name: light, driver: bh1750, entity: {id: room}}
+  - {name: bay, driver: ads1115, quantity: distance, curve: {scale: 1000}, entity: {type: ParkingSpot}, parking: {site: north-lot, category: offStreet, occupied_below: 1500}}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -111,6 +115,7 @@ sensors:
 		}
 		rs = append(rs, r)
 	}
+	rs = append(rs, gateway.Reading{Sensor: "bay", At: rs[0].At, Values: []gateway.Value{{Quantity: gateway.Distance, V: 400.}}})
 	var all strings.Builder
 	for _, r := range sink.Requests(rs) {
 		fmt.Fprintf(&all, "%s %s\n", r.Header.Get("Link"), r.Body)
@@ -122,6 +127,7 @@ sensors:
 		`"relativeHumidity":{"type":"Property","value":48.3,"unitCode":"P1"`,
 		`"relativeHumidity":{"type":"Property","value":0.4826,"unitCode":"C62"`,
 		`"atmosphericPressure":{"type":"Property","value":97.53,"unitCode":"KPA"`,
+		`"status":{"type":"Property","value":"occupied"`,
 		`"softwareVersion":{"type":"Property","value":"v9"}`,
 	} {
 		if !strings.Contains(all.String(), want) {

@@ -228,6 +228,7 @@ sensors:
     # location: {longitude: -7.62, latitude: 33.00}
     # placement: northWall       # where in the room
     # parcel: urn:ngsi-ld:AgriParcel:field-1   # what a soil probe belongs to
+    # parking: {site: north-lot, category: offStreet, occupied_below: 1500}   # of a ParkingSpot: mm
     # entity: {type: IndoorEnvironmentObserved, id: room-a101}   # several sensors may feed one
     # attributes:                # what is sent otherwise than the data model has it
     #   temperature: {name: airTemperature}                  # under another name

@@ -99,6 +99,7 @@ type sensorConfig struct {
 	Location   *location                   `yaml:"location"`
 	Placement  string                      `yaml:"placement"`
 	Parcel     string                      `yaml:"parcel"`
+	Parking    *parkingConfig              `yaml:"parking"`
 	Entity     entityConfig                `yaml:"entity"`
 	Attributes map[string]*attributeConfig `yaml:"attributes"`
 
@@ -539,7 +540,7 @@ func driverNames() []string {
 func (s *sensorConfig) thing(c *config) ngsi.Thing {
 	t := ngsi.Thing{
 		Name: s.Name, Driver: s.driver.Name, Doc: s.driver.Doc, Quantities: s.driver.Senses(s.options),
-		EntityType: s.Entity.Type, EntityID: s.Entity.ID, Attributes: s.wanted(),
+		EntityType: s.Entity.Type, EntityID: s.Entity.ID, Attributes: s.wanted(), Parking: s.Parking.thing(),
 		Outdoor: s.Site == "outdoor", Placement: s.Placement, Parcel: s.Parcel, Interval: s.Interval,
 	}
 	if s.Location != nil {
