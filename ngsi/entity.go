@@ -191,8 +191,6 @@ func Check(t Thing) error {
 		m = foreign(typ)
 	case m.located && t.Location == nil:
 		return fmt.Errorf("entity.type: %s requires a location: write one, here or at the gateway", typ)
-	case m.parking != (t.Parking != nil):
-		return errors.New("parking: it goes with entity.type ParkingSpot: write both, or none")
 	case m.parcel && t.Parcel == "":
 		return fmt.Errorf("entity.type: %s requires a parcel: write the AgriParcel that the soil belongs to", typ)
 	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool {
@@ -200,6 +198,9 @@ func Check(t Thing) error {
 		return ok || t.Attributes[q].Name != ""
 	}):
 		return fmt.Errorf("entity.type: %s has no attribute for anything that this sensor senses: leave it out, or write %s", typ, measurementType)
+	}
+	if m.parking != (t.Parking != nil) {
+		return errors.New("parking: it goes with entity.type ParkingSpot: write both, or none")
 	}
 	if _, faults := t.adapted(typ, m); len(faults) > 0 {
 		return faults[0]
@@ -427,6 +428,8 @@ const (
 	maxID      = 256 // Orion's and the schemas' limit
 	maxName    = 120 // of an escaped sensor name
 	maxGateway = 64  // of an escaped gateway id: with both, every id stays below maxID
+
+	longestSuffix = len(":waterConductivity") // what may come behind an id that a person wrote
 )
 
 func urn(typ, rest string) string { return "urn:ngsi-ld:" + typ + ":" + rest }
@@ -449,8 +452,8 @@ func checkID(id string) error {
 			return fmt.Errorf("%q: %q cannot stand in a URN here: want letters, digits and : - _ . ~", id, id[i:i+1])
 		}
 	}
-	if n := len(id) + len(":waterTemperature"); n > maxID {
-		return fmt.Errorf("%q has %d characters: want %d at most", id, len(id), maxID-len(":waterTemperature"))
+	if len(id)+longestSuffix > maxID {
+		return fmt.Errorf("%q has %d characters: want %d at most", id, len(id), maxID-longestSuffix)
 	}
 	return nil
 }

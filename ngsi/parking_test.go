@@ -35,7 +35,10 @@ func TestParkingSpot(t *testing.T) {
 		}
 	}
 	for want, change := range map[string]func(*Thing){
-		"parking: it goes with":   func(t *Thing) { t.Parking = nil },
+		"parking: it goes with": func(t *Thing) { t.Parking = nil },
+		"parking: it goes with ": func(t *Thing) {
+			t.EntityType, t.Attributes = "Bay", map[gateway.Quantity]Attribute{gateway.Distance: {Name: "free"}}
+		},
 		"parking: it goes":        func(t *Thing) { t.EntityType = "DeviceMeasurement" },
 		"parking.category":        func(t *Thing) { t.Parking = &Parking{Site: "x", Category: "offstreet", Below: 1} },
 		"parking.occupied_below":  func(t *Thing) { t.Parking = &Parking{Site: "x", Category: "onStreet"} },
