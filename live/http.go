@@ -1,11 +1,13 @@
 package live
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,10 +28,12 @@ import (
 //	GET /healthz          200: the program answers
 //	GET /readyz           200: sensors are being read and kept; else 503
 //	GET /metrics          Prometheus text
+//	GET /contexts/NAME    an @context, for brokers without the internet
 //
 // Anyone who reaches the address may read; nothing can be changed. A request
 // must name a host that is ours (see ours), which stops web pages elsewhere
-// from reading a lab through a visitor's browser by DNS rebinding.
+// from reading a lab through a visitor's browser by DNS rebinding. The @contexts
+// are the same everywhere: a broker may have them under any name of this machine.
 type Server struct {
 	Listen  string // address and port
 	Gateway string // id
@@ -37,6 +41,8 @@ type Server struct {
 	Clock   *gateway.Clock  // puts the times right that are shown; may be nil
 	Metrics func(io.Writer) // the other rooms' metrics, appended to ours; may be nil
 	Log     *slog.Logger
+
+	Contexts fs.FS // JSON-LD @context files; may be nil
 
 	ready atomic.Bool
 }
@@ -118,12 +124,13 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /api/v1/sensors", s.sensors)
 	mux.HandleFunc("GET /metrics", s.metrics)
+	mux.HandleFunc("GET "+contextPath+"{name}", s.context)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
 		h.Set("Cache-Control", "no-store")
-		if !ours(r) {
+		if !ours(r) && !strings.HasPrefix(r.URL.Path, contextPath) {
 			http.Error(w, "this gateway is not called that: use its address, its host name or localhost", http.StatusMisdirectedRequest)
 			return
 		}
@@ -157,6 +164,26 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	fmt.Fprintln(w, "ready")
+}
+
+const contextPath = "/contexts/"
+
+// context serves an @context. Brokers keep what they have fetched: it changes with
+// the gateway's version only.
+func (s *Server) context(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	var b []byte
+	err := fs.ErrNotExist
+	if s.Contexts != nil && strings.HasSuffix(name, ".jsonld") {
+		b, err = fs.ReadFile(s.Contexts, name)
+	}
+	if err != nil {
+		http.Error(w, "there is no such @context here", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/ld+json")
+	w.Header().Set("Cache-Control", "public, max-age=86400")
+	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(b))
 }
 
 type sensorsJSON struct {

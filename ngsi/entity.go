@@ -21,14 +21,22 @@ type Thing struct {
 	Quantities []gateway.Quantity // all that it senses
 	Driver     string             // optional
 	Doc        string             // the driver's, in one line; optional
+	Firmware   string             // version of the chip's own; optional
+	Serial     string             // number of the chip; optional
 
-	EntityType string // a data model of Types(); empty: chosen by quantities and site
+	// Attributes are sent otherwise than the data model would have it.
+	Attributes map[gateway.Quantity]Attribute
+
+	// EntityType is a data model of Types(), or any other type where Attributes name
+	// every quantity; empty: chosen by quantities and site.
+	EntityType string
 	EntityID   string // a whole URN, or what stands after urn:ngsi-ld:<Type>: ; empty: <gateway>:<name>
 
 	Outdoor   bool
 	Location  *[2]float64   // longitude, latitude (WGS 84, the order of GeoJSON)
 	Placement string        // where in the room: northWall, ceiling …
 	Parcel    string        // the AgriParcel that a soil probe belongs to: a URN or a name
+	Parking   *Parking      // of a ParkingSpot
 	Interval  time.Duration // what a value is the mean of (noise); 0: an instant
 }
 
@@ -44,6 +52,8 @@ const (
 	Ref                // Text: the id of another entity
 	Texts              // List
 	Refs               // Text, where the model wants a list of ids
+	Phase              // Num, of the one phase that is measured: {"L1": Num}
+	Bool               // Num: 0 is false
 )
 
 // Attr is an attribute of an entity.
@@ -92,6 +102,8 @@ type site struct {
 	deviceID string
 	fixed    []Attr // that every observation has
 	self     Entity // its Device
+
+	refDevice string // of its observations: deviceID, unless others feed the entity too
 }
 
 // NewMapper maps the readings of things that have passed Check.
@@ -107,6 +119,7 @@ func NewMapper(gatewayID string, things []Thing) *Mapper {
 			}
 		}
 	}
+	m.share()
 	slices.Sort(properties)
 	m.self = Entity{
 		ID: urn(deviceType, m.gateway), Type: deviceType, Subject: deviceSubject,
@@ -123,10 +136,12 @@ func NewMapper(gatewayID string, things []Thing) *Mapper {
 func (m *Mapper) site(t Thing) *site {
 	own := m.gateway + ":" + IDEscape(t.Name)
 	s := &site{Thing: t, typ: t.model(), deviceID: urn(deviceType, own)}
-	if models[s.typ] == nil {
-		s.typ = measurementType
-	}
+	s.refDevice = s.deviceID
 	s.model = models[s.typ]
+	if s.model == nil {
+		s.model = foreign(s.typ)
+	}
+	s.model, _ = t.adapted(s.typ, s.model) // its faults are Check's to tell
 	s.id = urn(s.typ, own)
 	if t.EntityID != "" {
 		s.id = entityID(s.typ, t.EntityID)
@@ -145,6 +160,7 @@ func (m *Mapper) site(t Thing) *site {
 	if t.Placement != "" {
 		s.self.Attrs = append(s.self.Attrs, Attr{Name: "relativePosition", Kind: Text, Text: t.Placement})
 	}
+	s.self.Attrs = known(s.self.Attrs, "firmwareVersion", t.Firmware, "serialNumber", t.Serial)
 	s.self.Attrs = append(s.self.Attrs, s.fixed...)
 	return s
 }
@@ -170,19 +186,36 @@ func Check(t Thing) error {
 	typ := t.model()
 	m, known := models[typ]
 	switch {
-	case !known || typ == deviceType:
-		return fmt.Errorf("entity.type: there is no %q: want one of %s", typ, strings.Join(Types(), ", "))
+	case typ == deviceType:
+		return fmt.Errorf("entity.type: there is no %q of a sensor's values: want one of %s", typ, strings.Join(Types(), ", "))
+	case !known:
+		if err := checkForeign(&t, typ); err != nil {
+			return err
+		}
+		m = foreign(typ)
 	case m.located && t.Location == nil:
 		return fmt.Errorf("entity.type: %s requires a location: write one, here or at the gateway", typ)
 	case m.parcel && t.Parcel == "":
 		return fmt.Errorf("entity.type: %s requires a parcel: write the AgriParcel that the soil belongs to", typ)
-	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool { _, ok := m.homes[q]; return ok }):
+	case typ != measurementType && !slices.ContainsFunc(t.Quantities, func(q gateway.Quantity) bool {
+		_, ok := m.homes[q]
+		return ok || t.Attributes[q].Name != ""
+	}):
 		return fmt.Errorf("entity.type: %s has no attribute for anything that this sensor senses: leave it out, or write %s", typ, measurementType)
+	}
+	if m.parking != (t.Parking != nil) {
+		return errors.New("parking: it goes with entity.type ParkingSpot: write both, or none")
+	}
+	if _, faults := t.adapted(typ, m); len(faults) > 0 {
+		return faults[0]
 	}
 	if t.EntityID != "" {
 		if err := checkID(entityID(typ, t.EntityID)); err != nil {
 			return fmt.Errorf("entity.id: %w", err)
 		}
+	}
+	if err := t.Parking.check(); err != nil {
+		return fmt.Errorf("parking.%w", err)
 	}
 	if t.Parcel != "" {
 		if err := checkID(entityID("AgriParcel", t.Parcel)); err != nil {
@@ -217,14 +250,18 @@ func (m *Mapper) Entities(r gateway.Reading) []Entity {
 	var self Entity
 	var others []Entity
 	for i, v := range r.Values {
-		if checkValue(v) != nil {
+		if checkValue(v) != nil || s.Attributes[v.Quantity].Skip {
 			continue
 		}
-		if a, ok := attr(s.model, v, at, main.Attrs); ok {
+		a, ok := attr(s.model, v, at, main.Attrs)
+		if !ok && v.Quantity == gateway.CO2 {
+			a, ok = s.indoorCO2(v, r.Values, at)
+		}
+		if ok {
 			if main.Attrs == nil {
 				main.Attrs = s.observed(at)
 			}
-			if kind, ok := meters[v.Quantity]; ok {
+			if kind, ok := meters[v.Quantity]; ok && a.Name == "totalConsumption" {
 				main.Attrs = append(main.Attrs, Attr{Name: "meterType", Kind: Text, Text: kind})
 			}
 			a.value = i
@@ -283,9 +320,23 @@ func attr(m *model, v gateway.Value, at time.Time, taken []Attr) (Attr, bool) {
 	if !ok || slices.ContainsFunc(taken, func(a Attr) bool { return a.Name == h.attr }) {
 		return Attr{}, false
 	}
-	x, isNumber := v.V.(float64)
-	x, inBounds := h.take(x)
-	return Attr{Name: h.attr, Num: x, At: at, Unit: h.unit, home: &h}, isNumber && inBounds
+	a := Attr{Name: h.attr, Kind: h.kind, At: at, Unit: h.unit}
+	switch x := v.V.(type) {
+	case float64:
+		a.Num, ok = h.take(x)
+		if h.below > 0 {
+			a.Text = occupied(a.Num < h.below)
+		} else if h.kind != Bool {
+			a.home = &h
+		}
+	case bool:
+		if x {
+			a.Num = 1
+		}
+	case string:
+		a.Text = x
+	}
+	return a, ok
 }
 
 // observed is what an observation of s has beside its values.
@@ -313,24 +364,26 @@ func (s *site) observed(at time.Time) []Attr {
 		}
 	case "AgriParcelRecord":
 		as = append(as, Attr{Name: "hasAgriParcel", Kind: Ref, Text: entityID("AgriParcel", s.Parcel)})
+	case "ParkingSpot":
+		as = append(as,
+			Attr{Name: "category", Kind: Texts, List: []string{s.Parking.Category}},
+			Attr{Name: "refParkingSite", Kind: Ref, Text: entityID(s.Parking.siteType(), s.Parking.Site)})
+	case "ACMeasurement":
+		as = append(as, Attr{Name: "phaseType", Kind: Text, Text: "singlePhase"})
+	case "PhreaticObserved":
+		as = append(as, Attr{Name: "measurementType", Kind: Texts, List: []string{"depth"}})
 	}
 	kind := Ref
-	if s.model.device == "hasDevice" {
+	if s.model.listed {
 		kind = Refs
 	}
-	return append(as, Attr{Name: s.model.device, Kind: kind, Text: s.deviceID})
+	return append(as, Attr{Name: s.model.device, Kind: kind, Text: s.refDevice})
 }
 
 // measurement is a value that no model of its sensor takes.
 func (m *Mapper) measurement(s *site, v gateway.Value, at time.Time) Entity {
 	k := kinds[v.Quantity]
-	id := urn(measurementType, m.gateway+":"+IDEscape(s.Name)+":"+IDEscape(string(v.Quantity)))
-	if s.typ == measurementType && s.EntityID != "" {
-		id = s.id
-		if len(s.Quantities) > 1 {
-			id += ":" + IDEscape(string(v.Quantity))
-		}
-	}
+	id := s.measurementID(v.Quantity)
 	name, unit := k.free, k.unit
 	if name == "" {
 		name = string(v.Quantity)
@@ -361,6 +414,18 @@ func (m *Mapper) measurement(s *site, v gateway.Value, at time.Time) Entity {
 	return e
 }
 
+// measurementID is the DeviceMeasurement that takes q where no model does.
+func (s *site) measurementID(q gateway.Quantity) string {
+	of := ":" + IDEscape(string(q))
+	if s.typ != measurementType || s.EntityID == "" {
+		return urn(measurementType, strings.TrimPrefix(s.deviceID, urn(deviceType, ""))) + of
+	}
+	if len(s.Quantities) > 1 {
+		return s.id + of
+	}
+	return s.id
+}
+
 // device is s's own Device, last heard of at that time.
 func (s *site) device(at time.Time) Entity {
 	e := s.self
@@ -373,6 +438,8 @@ const (
 	maxID      = 256 // Orion's and the schemas' limit
 	maxName    = 120 // of an escaped sensor name
 	maxGateway = 64  // of an escaped gateway id: with both, every id stays below maxID
+
+	longestSuffix = len(":waterConductivity") // what may come behind an id that a person wrote
 )
 
 func urn(typ, rest string) string { return "urn:ngsi-ld:" + typ + ":" + rest }
@@ -395,8 +462,8 @@ func checkID(id string) error {
 			return fmt.Errorf("%q: %q cannot stand in a URN here: want letters, digits and : - _ . ~", id, id[i:i+1])
 		}
 	}
-	if n := len(id) + len(":waterTemperature"); n > maxID {
-		return fmt.Errorf("%q has %d characters: want %d at most", id, len(id), maxID-len(":waterTemperature"))
+	if len(id)+longestSuffix > maxID {
+		return fmt.Errorf("%q has %d characters: want %d at most", id, len(id), maxID-longestSuffix)
 	}
 	return nil
 }

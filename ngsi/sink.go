@@ -32,8 +32,8 @@ type Config struct {
 	Token      func() (string, error)
 	AuthHeader string
 
-	// Contexts has the @context's URL for a subject (dataModel.Environment);
-	// default: the official one.
+	// Contexts has the @context's URL for a subject (dataModel.Environment;
+	// default: the official one), and for a type that is of none (see Foreign).
 	Contexts map[string]string
 
 	TLS         *tls.Config   // default: TLS("")
@@ -131,6 +131,11 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 		return nil, fmt.Errorf("broker: %q is not the name of a header", cfg.AuthHeader)
 	case len(m.gateway) > maxGateway:
 		return nil, fmt.Errorf("gateway: the id takes %d characters in an entity id, %d at most: write a shorter one", len(m.gateway), maxGateway)
+	}
+	if d.byContext {
+		if err := m.checkContexts(&cfg); err != nil {
+			return nil, err
+		}
 	}
 	for len(u.Path) > 0 && u.Path[len(u.Path)-1] == '/' {
 		u.Path = u.Path[:len(u.Path)-1]

@@ -86,11 +86,13 @@ func v2Type(a *Attr) string {
 	switch a.Kind {
 	case Number:
 		return "Number"
+	case Bool:
+		return "Boolean"
 	case Time:
 		return "DateTime"
 	case Point:
 		return "geo:json"
-	case Texts, Refs:
+	case Texts, Refs, Phase:
 		return "StructuredValue"
 	}
 	if strings.ContainsAny(a.Text, forbidden) {
@@ -123,6 +125,12 @@ func appendValue(dst []byte, a *Attr) []byte {
 	switch a.Kind {
 	case Number:
 		return appendNumber(dst, a.Num)
+	case Bool:
+		return strconv.AppendBool(dst, a.Num != 0)
+	case Phase:
+		dst = append(dst, `{"L1":`...)
+		dst = appendNumber(dst, a.Num)
+		return append(dst, '}')
 	case Time:
 		return appendTime(dst, a.At)
 	case Point:

@@ -487,7 +487,7 @@ says, /ngsi-ld/v1/entityOperations/upsert.`,
 			if err != nil {
 				return statusError{fmt.Errorf("NGSI needs the sensors' configuration: %w", err), exitConfig}
 			}
-			if sink, err = newSink(c, gateway.NewClock(), quiet); err != nil {
+			if sink, err = newSink(c, gateway.NewClock(), quiet, ngsi.Host{}); err != nil {
 				return err
 			}
 			defer sink.Close()

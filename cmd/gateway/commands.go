@@ -211,6 +211,10 @@ live:
     # listen: 127.0.0.1:8080     # :8080 shows readings to the whole network; off
     listen: 127.0.0.1:8080
 
+# contexts:                      # NGSI-LD: where the broker reads @contexts, if it has no internet
+#   base: http://gw-a101.campus.example:8080/contexts   # this gateway's, or what gateway contexts has written
+#   types: {AgriGreenhouse: "http://gw-a101.campus.example:8080/contexts/dataModel.Agrifood.jsonld"}   # for types of your own
+
 sensors:
   # Every sensor has these keys. Further ones are its driver's.
   - name: room                   # yours, unique
@@ -224,7 +228,12 @@ sensors:
     # location: {longitude: -7.62, latitude: 33.00}
     # placement: northWall       # where in the room
     # parcel: urn:ngsi-ld:AgriParcel:field-1   # what a soil probe belongs to
+    # parking: {site: north-lot, category: offStreet, occupied_below: 1500}   # of a ParkingSpot: mm
     # entity: {type: IndoorEnvironmentObserved, id: room-a101}   # several sensors may feed one
+    # attributes:                # what is sent otherwise than the data model has it
+    #   temperature: {name: airTemperature}                  # under another name
+    #   pressure: {name: pressure, unit: KPA, scale: 1000}   # in another unit: 1000 Pa make one
+    #   humidity: {skip: true}                               # not sent, only shown
 `
 
 // sample is a commented configuration: the head, and every driver with all its

@@ -25,12 +25,13 @@ import (
 // config is a whole, valid configuration: what readConfig returns has every
 // default filled in and every part checked.
 type config struct {
-	Gateway gatewayConfig  `yaml:"gateway"`
-	Broker  brokerConfig   `yaml:"broker"`
-	Log     logConfig      `yaml:"log"`
-	Clock   clockConfig    `yaml:"clock"`
-	Live    liveConfig     `yaml:"live"`
-	Sensors []sensorConfig `yaml:"-"`
+	Gateway  gatewayConfig  `yaml:"gateway"`
+	Broker   brokerConfig   `yaml:"broker"`
+	Log      logConfig      `yaml:"log"`
+	Clock    clockConfig    `yaml:"clock"`
+	Live     liveConfig     `yaml:"live"`
+	Contexts contextsConfig `yaml:"contexts"`
+	Sensors  []sensorConfig `yaml:"-"`
 }
 
 type gatewayConfig struct {
@@ -87,18 +88,20 @@ type httpConfig struct {
 // sensorConfig is one sensor: what all sensors have, its driver, and the
 // driver's own options, which stand among the other keys in the file.
 type sensorConfig struct {
-	Name      string        `yaml:"name"`
-	Driver    string        `yaml:"driver"`
-	Bus       string        `yaml:"bus"`
-	Address   uint16        `yaml:"address"`
-	Shared    bool          `yaml:"shared"`
-	Pin       string        `yaml:"pin"`
-	Interval  time.Duration `yaml:"interval"`
-	Site      string        `yaml:"site"`
-	Location  *location     `yaml:"location"`
-	Placement string        `yaml:"placement"`
-	Parcel    string        `yaml:"parcel"`
-	Entity    entityConfig  `yaml:"entity"`
+	Name       string                      `yaml:"name"`
+	Driver     string                      `yaml:"driver"`
+	Bus        string                      `yaml:"bus"`
+	Address    uint16                      `yaml:"address"`
+	Shared     bool                        `yaml:"shared"`
+	Pin        string                      `yaml:"pin"`
+	Interval   time.Duration               `yaml:"interval"`
+	Site       string                      `yaml:"site"`
+	Location   *location                   `yaml:"location"`
+	Placement  string                      `yaml:"placement"`
+	Parcel     string                      `yaml:"parcel"`
+	Parking    *parkingConfig              `yaml:"parking"`
+	Entity     entityConfig                `yaml:"entity"`
+	Attributes map[string]*attributeConfig `yaml:"attributes"`
 
 	driver  *drivers.Driver
 	options any
@@ -178,6 +181,7 @@ func readConfig(file string, src []byte) (*config, error) {
 	if sensors.List.Kind != 0 {
 		d.sensors(&sensors.List, &c)
 	}
+	d.contexts(root, &c)
 	if err := d.err(); err != nil {
 		return nil, err
 	}
@@ -204,7 +208,7 @@ func (d *decoder) document(root *yaml.Node, c *config, sensors *yaml.Node) {
 		if x := &d.list[i]; x.path == "sensors" {
 			x.text = "the key is here a second time: keep one"
 		} else if strings.HasPrefix(x.text, "unknown key") && !strings.Contains(x.path, ".") {
-			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "gateway", "live", "log", "sensors"})
+			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "contexts", "gateway", "live", "log", "sensors"})
 		}
 	}
 }
@@ -377,15 +381,20 @@ func (d *decoder) sensors(list *yaml.Node, c *config) {
 		return
 	}
 	names, places := map[string]int{}, map[string]int{}
+	var sound []placed
 	for i, item := range n.Content {
 		path := fmt.Sprintf("sensors[%d]", i)
 		item, ok := d.resolve(item, path)
 		if !ok {
 			return
 		}
+		before := len(d.list)
 		s := d.sensor(item, path, c)
 		if s == nil {
 			continue
+		}
+		if len(d.list) == before {
+			sound = append(sound, placed{item, path, s.thing(c)})
 		}
 		if first, twice := names[s.Name]; twice && s.Name != "" {
 			d.addf(d.at(&s.Name, item), path+".name", "%q is the name of the sensor on line %d already: each needs its own", s.Name, first)
@@ -401,6 +410,7 @@ func (d *decoder) sensors(list *yaml.Node, c *config) {
 		}
 		c.Sensors = append(c.Sensors, *s)
 	}
+	d.conflicts(sound)
 }
 
 // spot is where a sensor is attached, in words; empty while that is not known.
@@ -467,6 +477,9 @@ func (d *decoder) sensor(n *yaml.Node, path string, c *config) *sensorConfig {
 		}
 		d.addf(at, field, "%v", err)
 	}
+	if !d.attributes(n, path, s, c) {
+		return s
+	}
 	if err := ngsi.Check(s.thing(c)); err != nil {
 		at := n
 		if e := key(n, "entity"); e != nil {
@@ -527,7 +540,7 @@ func driverNames() []string {
 func (s *sensorConfig) thing(c *config) ngsi.Thing {
 	t := ngsi.Thing{
 		Name: s.Name, Driver: s.driver.Name, Doc: s.driver.Doc, Quantities: s.driver.Senses(s.options),
-		EntityType: s.Entity.Type, EntityID: s.Entity.ID,
+		EntityType: s.Entity.Type, EntityID: s.Entity.ID, Attributes: s.wanted(), Parking: s.Parking.thing(),
 		Outdoor: s.Site == "outdoor", Placement: s.Placement, Parcel: s.Parcel, Interval: s.Interval,
 	}
 	if s.Location != nil {

@@ -193,9 +193,9 @@ func TestSample(t *testing.T) {
 	if len(c.Sensors) != 1 {
 		t.Errorf("%d sensors", len(c.Sensors))
 	}
-	head, examples, _ := strings.Cut(sample(), "several sensors may feed one\n")
+	head, examples, _ := strings.Cut(sample(), "not sent, only shown\n")
 	var all strings.Builder
-	all.WriteString(head + "several sensors may feed one\n")
+	all.WriteString(head + "not sent, only shown\n")
 	bus := 1
 	for line := range strings.Lines(examples) {
 		if rest, ok := strings.CutPrefix(line, "  # - "); ok {
@@ -224,6 +224,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte(sample()))
 	f.Add([]byte("a: &a [*a]\nsensors: *a\n"))
 	f.Add([]byte("sensors:\n  - &s {name: a, driver: bh1750}\n  - *s\n"))
+	f.Add([]byte(placedGood + "contexts: {base: http://x, types: {D: http://y}}\nsensors:\n  - &s {name: a, driver: bh1750, entity: {type: D}, attributes: &a {illuminance: {name: x, unit: LUX, scale: 1, decimals: 1}, co2: , x: {skip: true}}}\n  - {name: b, driver: bme280, attributes: *a}\n"))
 	f.Add([]byte("? [a]\n: b\n"))
 	f.Fuzz(func(t *testing.T, src []byte) {
 		c, err := readConfig("x.yaml", src)

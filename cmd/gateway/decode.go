@@ -287,6 +287,22 @@ func (d *decoder) value(n *yaml.Node, path string, v reflect.Value) {
 		d.value(n, path, v.Elem())
 	case reflect.Struct:
 		d.mapping(n, path, false, v.Addr().Interface())
+	case reflect.Map: // of texts, or of pointers to structs
+		if n.Kind != yaml.MappingNode {
+			d.addf(n, path, "want keys and values, `key: value` on a line each, got %s", kindOf(n))
+			return
+		}
+		v.Set(reflect.MakeMap(v.Type()))
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			k, at := n.Content[i], join(path, n.Content[i].Value)
+			if v.MapIndex(reflect.ValueOf(k.Value)).IsValid() {
+				d.addf(k, at, "the key is here a second time: keep one")
+				continue
+			}
+			e := reflect.New(v.Type().Elem()).Elem()
+			d.value(n.Content[i+1], at, e)
+			v.SetMapIndex(reflect.ValueOf(k.Value), e)
+		}
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
 			d.addf(n, path, "want a list, each entry behind a `-`, got %s", kindOf(n))

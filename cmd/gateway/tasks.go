@@ -74,7 +74,7 @@ type parts struct {
 
 // buildTasks turns a configuration into tasks. It opens nothing.
 func buildTasks(c *config, p *parts) (*plan, error) {
-	broker, err := newSink(c, p.clock, p.log)
+	broker, err := newSink(c, p.clock, p.log, thisMachine())
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 	p.board.Reset(lines)
 	if listen := c.Live.HTTP.Listen; listen != "off" {
 		plan.view = &live.Server{
-			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Clock: p.clock, Log: p.log,
+			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Clock: p.clock, Log: p.log, Contexts: ngsi.Contexts(),
 			Metrics: func(w io.Writer) {
 				p.keep.writeMetrics(w)
 				writeMetrics(w, forwarder.Stats())
@@ -120,9 +120,9 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 	return plan, nil
 }
 
-// newSink is the configured broker.
-func newSink(c *config, clock *gateway.Clock, log *slog.Logger) (*ngsi.Sink, error) {
-	m := newMapper(c)
+// newSink is the configured broker, told of readings taken on that machine.
+func newSink(c *config, clock *gateway.Clock, log *slog.Logger, on ngsi.Host) (*ngsi.Sink, error) {
+	m := newMapper(c).On(on)
 	tls, err := ngsi.TLS(c.Broker.CAFile)
 	if err != nil {
 		return nil, err
@@ -136,7 +136,8 @@ func newSink(c *config, clock *gateway.Clock, log *slog.Logger) (*ngsi.Sink, err
 		URL: c.Broker.URL, API: c.Broker.API,
 		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
 		Token: token, AuthHeader: c.Broker.Auth.Header,
-		TLS: tls, Timeout: c.Broker.Timeout,
+		Contexts: c.Contexts.urls(),
+		TLS:      tls, Timeout: c.Broker.Timeout,
 		Warn: func(err error) {
 			log.Warn("the description of a sensor is not at the broker; its readings are not affected", "why", err)
 		},
