@@ -24,38 +24,6 @@ import (
 	"campus-gateway"
 )
 
-// dialect is all that tells one broker API from another.
-type dialect struct {
-	path       string
-	override   string // added to path so that what we noted before and do not now is gone
-	head, tail string // of a body, around entities parted by commas
-	entity     func([]byte, *Entity) []byte
-	repeats    bool // one id may stand several times in a request: applied in order, each notified
-	byContext  bool // a request has one @context, so one subject
-	done       map[int]verdict
-}
-
-var dialects = map[string]*dialect{
-	// forcedUpdate: a value equal to the last one notifies as well, or a steady
-	// temperature leaves holes in the history. Not overrideMetadata: what others
-	// have noted on our attributes stays, and ours has the same names each time. But
-	// for timeUncertain: an entity's first certain reading, and the first after one
-	// that was not, overrides, or the mark would stay for ever.
-	"ngsi-v2": {
-		path: "/v2/op/update?options=forcedUpdate", override: ",overrideMetadata", head: v2Head, tail: v2Tail, entity: appendV2,
-		repeats: true,
-		done:    map[int]verdict{http.StatusNoContent: accepted},
-	},
-	// options=update: without it the entity is replaced, and what other sensors
-	// feed into it is gone. One id twice in a request is applied, refused or
-	// thinned out depending on the broker and its version, so it never is.
-	"ngsi-ld": {
-		path: "/ngsi-ld/v1/entityOperations/upsert?options=update", head: ldHead, tail: ldTail, entity: appendLD,
-		byContext: true,
-		done:      map[int]verdict{http.StatusCreated: accepted, http.StatusNoContent: accepted, http.StatusMultiStatus: listed},
-	},
-}
-
 // verdict is what an answer means for the entities that were sent.
 type verdict int
 
@@ -145,41 +113,53 @@ func newClient(cfg *Config) *http.Client {
 
 // post sends one request and judges the answer. Only the end of ctx is an error.
 func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
+	resp, body, none, err := s.exchange(ctx, r, func(status int) int64 {
+		if status == http.StatusMultiStatus {
+			return maxList
+		}
+		return maxAnswer
+	})
+	if err != nil || resp == nil {
+		return none, err
+	}
+	return s.judge(resp, body), nil
+}
+
+// exchange sends one request and reads the answer as far as limit says of its
+// status. Without a response there is an answer that says why; only the end of ctx
+// is an error.
+func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) int64) (*http.Response, []byte, answer, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body)) // sets Content-Length: Orion wants it
 	if err != nil {
-		return s.noAnswer(err), nil
+		return nil, nil, s.noAnswer(err), nil
 	}
 	req.Header = r.Header
 	token := ""
 	if s.cfg.Token != nil {
 		if token, err = s.cfg.Token(); err != nil {
-			return answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
+			return nil, nil, answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
 		}
 		setToken(req.Header, s.cfg.AuthHeader, token)
 	}
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {
-		limit := int64(maxAnswer)
-		if resp.StatusCode == http.StatusMultiStatus {
-			limit = maxList
-		}
-		body, err = io.ReadAll(io.LimitReader(resp.Body, limit))
+		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
 		resp.Body.Close()
 	}
 	switch {
 	case ctx.Err() != nil && err != nil:
-		return answer{}, ctx.Err()
+		return nil, nil, answer{}, ctx.Err()
 	case err != nil && len(r.Body) >= suspectBody && cut(err):
-		return answer{verdict: tooLarge, words: "it closed the connection", cause: err}, nil
+		return nil, nil, answer{verdict: tooLarge, words: "it closed the connection", cause: err}, nil
 	case err != nil:
-		return s.noAnswer(err), nil
+		return nil, nil, s.noAnswer(err), nil
 	}
 	if token != "" { // an answer may quote the request
 		body = bytes.ReplaceAll(body, []byte(token), []byte("(token)"))
 		resp.Status = strings.ReplaceAll(resp.Status, token, "(token)")
 	}
-	return s.judge(resp, body), nil
+	return resp, body, answer{}, nil
 }
 
 func setToken(h http.Header, name, token string) {

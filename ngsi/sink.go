@@ -381,7 +381,7 @@ func (s *Sink) fit(slots []*slot) int {
 }
 
 func (s *Sink) request(slots []*slot) Request {
-	r := Request{Method: http.MethodPost, URL: s.cfg.URL + s.dialect.path, Header: http.Header{}}
+	r := Request{Method: http.MethodPost, URL: s.cfg.URL + s.dialect.path}
 	if s.unsettled(slots) {
 		r.URL += s.dialect.override
 	}
@@ -393,22 +393,7 @@ func (s *Sink) request(slots []*slot) Request {
 		r.Body = append(r.Body, sl.body...)
 	}
 	r.Body = append(r.Body, s.dialect.tail...)
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Accept", "application/json")
-	r.Header.Set("User-Agent", "campus-gateway")
-	set := func(name, value string) {
-		if value != "" {
-			r.Header.Set(name, value)
-		}
-	}
-	if s.dialect.byContext {
-		subject := slots[0].items[0].Subject
-		set("NGSILD-Tenant", s.cfg.Tenant)
-		set("Link", `<`+s.contextURL(subject)+`>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"`)
-	} else {
-		set("Fiware-Service", s.cfg.Service)
-		set("Fiware-ServicePath", s.cfg.ServicePath)
-	}
+	r.Header = s.headers(http.MethodPost, slots[0].items[0].Subject)
 	return r
 }
 

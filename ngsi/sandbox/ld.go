@@ -945,7 +945,7 @@ func parseLDSelectors(v any) ([]selector, error) {
 		}
 		with = append(with, o)
 	}
-	return parseSelectors(with)
+	return parseSelectors(with, maxSelectors)
 }
 
 func (s *subscription) readLDNotification(o object) (err error) {
