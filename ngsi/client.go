@@ -2,6 +2,7 @@ package ngsi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -226,11 +227,28 @@ func (s *Sink) judge(resp *http.Response, body []byte) answer {
 // problem is an error body of either API: {"error","description"} in NGSIv2,
 // {"type","title","detail","status"} in NGSI-LD.
 type problem struct {
-	Error, Description  string
-	Type, Title, Detail string
-	Status              int
-	plain               string // the body, where it is not JSON
+	Error, Description string
+	Type, Title        string
+	Detail             anyText
+	Status             int
+	ErrorCode          int    // Scorpio 4's word for status (ScorpioBroker issue 466)
+	plain              string // the body, where it is not JSON
 }
+
+// anyText is a JSON string, or whatever stands in its place: Scorpio's detail may be an
+// object or a list.
+type anyText string
+
+func (t *anyText) UnmarshalJSON(raw []byte) error {
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		s = string(raw)
+	}
+	*t = anyText(s)
+	return nil
+}
+
+func (p *problem) status() int { return cmp.Or(p.Status, p.ErrorCode) }
 
 func parseProblem(contentType string, body []byte) problem {
 	var p problem
@@ -260,13 +278,13 @@ func (p *problem) poison() bool {
 	if p.passing() {
 		return false
 	}
-	return p.Status == http.StatusBadRequest || p.Status == http.StatusUnprocessableEntity ||
-		p.Status == 0 && (strings.HasSuffix(p.Type, "/BadRequestData") || strings.HasSuffix(p.Type, "/InvalidRequest"))
+	return p.status() == http.StatusBadRequest || p.status() == http.StatusUnprocessableEntity ||
+		p.status() == 0 && (strings.HasSuffix(p.Type, "/BadRequestData") || strings.HasSuffix(p.Type, "/InvalidRequest"))
 }
 
 func (p *problem) words() string {
 	var parts []string
-	for _, s := range []string{p.Error, p.Description, p.Title, p.Detail, p.plain} {
+	for _, s := range []string{p.Error, p.Description, p.Title, string(p.Detail), p.plain} {
 		if s = clean(s); s != "" {
 			parts = append(parts, s)
 		}
@@ -296,15 +314,29 @@ func parseList(body []byte) (success map[string]bool, errs map[string]problem) {
 			Error    problem
 		}
 	}
+	var scorpio []struct { // 4 and later: ScorpioBroker issue 466
+		ID      string
+		Success json.RawMessage
+		Failure []problem
+	}
 	success, errs = map[string]bool{}, map[string]problem{}
-	if json.Unmarshal(body, &list) != nil {
-		return success, errs
-	}
-	for _, id := range list.Success {
-		success[id] = true
-	}
-	for _, e := range list.Errors {
-		errs[e.EntityID] = e.Error
+	switch {
+	case json.Unmarshal(body, &list) == nil:
+		for _, id := range list.Success {
+			success[id] = true
+		}
+		for _, e := range list.Errors {
+			errs[e.EntityID] = e.Error
+		}
+	case json.Unmarshal(body, &scorpio) == nil:
+		for _, r := range scorpio {
+			switch {
+			case len(r.Failure) > 0:
+				errs[r.ID] = r.Failure[0]
+			case r.Success != nil:
+				success[r.ID] = true
+			}
+		}
 	}
 	return success, errs
 }

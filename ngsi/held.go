@@ -47,15 +47,11 @@ type asked struct {
 //
 // Without an answer that can be believed there is an error, and nothing is known.
 func (s *Sink) Held(ctx context.Context, rs []gateway.Reading) ([]bool, error) {
-	claims, es := s.claims(rs)
-	known := map[fact]int64{}
-	for _, part := range s.parts(es) {
-		if err := s.look(ctx, part, known); err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, fmt.Errorf("ask the broker what it holds: %w", err)
-		}
+	q := s.inquiry()
+	claims := q.readings(rs)
+	known, err := s.known(ctx, q)
+	if err != nil {
+		return nil, err
 	}
 	last := map[fact]int{} // the newest reading that is what the broker shows now
 	for i, cs := range claims {
@@ -85,39 +81,96 @@ func (s *Sink) Key(sensor string) string {
 	return s.mapper.site(Thing{Name: sensor}).id
 }
 
-// claims are those of each reading, none of one that is never sent; and the entities
-// they are about, in order of appearance.
-func (s *Sink) claims(rs []gateway.Reading) ([][]claim, []asked) {
+// inquiry collects entities that the broker is asked for.
+type inquiry struct {
+	*Sink
+	es     []asked // in order of appearance
+	places map[[2]string]int
+}
+
+func (s *Sink) inquiry() *inquiry { return &inquiry{Sink: s, places: map[[2]string]int{}} }
+
+// readings are the claims of each of rs: none of one that is never sent.
+func (q *inquiry) readings(rs []gateway.Reading) [][]claim {
 	claims := make([][]claim, len(rs))
-	var es []asked
-	places := map[fact]int{} // of an entity (attr is empty) in es
 	for i, r := range rs {
 		if check(r) != nil {
 			continue
 		}
-		for _, e := range s.mapper.Entities(r) {
-			key := fact{id: e.ID, typ: e.Type}
-			if s.dialect.byContext {
-				key.typ = ""
-			}
-			n, ok := places[key]
-			if !ok {
-				n = len(es)
-				places[key] = n
-				es = append(es, asked{id: e.ID, typ: e.Type, subject: e.Subject})
-			}
-			for _, a := range e.Attrs {
-				if a.At.IsZero() || a.Kind == Time {
-					continue
-				}
-				claims[i] = append(claims[i], claim{fact{key.id, key.typ, a.Name}, a.At.UnixMilli()})
-				if !slices.Contains(es[n].attrs, a.Name) {
-					es[n].attrs = append(es[n].attrs, a.Name)
-				}
-			}
+		for _, e := range q.mapper.Entities(r) {
+			claims[i] = append(claims[i], q.entity(&e)...)
 		}
 	}
-	return claims, es
+	return claims
+}
+
+// entity asks for e, and returns what e claims: of what it measures, or, where it
+// measures nothing, to be there.
+func (q *inquiry) entity(e *Entity) []claim {
+	key := [2]string{e.ID, e.Type}
+	f := fact{id: e.ID, typ: e.Type}
+	if q.dialect.byContext { // the @context says what a name means
+		key[1], f.typ = e.Subject, ""
+	}
+	n, ok := q.places[key]
+	if !ok {
+		n = len(q.es)
+		q.places[key] = n
+		q.es = append(q.es, asked{id: e.ID, typ: e.Type, subject: e.Subject})
+	}
+	want := func(name string) {
+		if !slices.Contains(q.es[n].attrs, name) {
+			q.es[n].attrs = append(q.es[n].attrs, name)
+		}
+	}
+	var claims []claim
+	for _, a := range e.Attrs {
+		if !a.At.IsZero() && a.Kind != Time {
+			f.attr = a.Name
+			claims = append(claims, claim{f, a.At.UnixMilli()})
+			want(a.Name)
+		}
+	}
+	if claims == nil && len(e.Attrs) > 0 {
+		want(e.Attrs[0].Name)
+		claims = []claim{{f, there}}
+	}
+	return claims
+}
+
+// there is the time of a fact without an attribute: the entity exists.
+const there = 0
+
+// known asks the broker for all of q: when it has each attribute from.
+func (s *Sink) known(ctx context.Context, q *inquiry) (map[fact]int64, error) {
+	known := map[fact]int64{}
+	for _, part := range s.parts(q.es) {
+		if err := s.look(ctx, part, known); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, fmt.Errorf("ask the broker what it holds: %w", err)
+		}
+	}
+	return known, nil
+}
+
+// missing are those of es that the broker does not have, or has an older state of.
+func (s *Sink) missing(ctx context.Context, es []Entity) ([]bool, error) {
+	q := s.inquiry()
+	claims := make([][]claim, len(es))
+	for i := range es {
+		claims[i] = q.entity(&es[i])
+	}
+	known, err := s.known(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	missing := make([]bool, len(es))
+	for i, cs := range claims {
+		missing[i] = slices.ContainsFunc(cs, func(c claim) bool { at, ok := known[c.fact]; return !ok || at < c.at })
+	}
+	return missing, nil
 }
 
 // parts are es as they may be asked for together.
@@ -185,6 +238,8 @@ func (s *Sink) query(ctx context.Context, r Request) ([]byte, error) {
 		return nil, errLong
 	case resp == nil:
 		return nil, none.failure()
+	case resp.StatusCode == http.StatusPartialContent && isJSON(resp.Header): // Stellio: over 10,000 instances
+		return nil, fmt.Errorf("%s: the answer: %w: it is only a part", s.cfg.URL, errLong)
 	case resp.StatusCode == http.StatusOK && isJSON(resp.Header) && len(body) > maxHeld:
 		return nil, fmt.Errorf("%s: the answer: %w: over %d bytes", s.cfg.URL, errLong, maxHeld)
 	case resp.StatusCode == http.StatusOK && isJSON(resp.Header):
@@ -195,7 +250,11 @@ func (s *Sink) query(ctx context.Context, r Request) ([]byte, error) {
 	case tooLarge:
 		return nil, errLong
 	case refused, accepted, listed:
-		a.words = fmt.Sprintf("%s answered %s: this is not how a broker says what it holds (it says: %s)", s.cfg.URL, clean(resp.Status), a.words)
+		own := a.words
+		a.words = fmt.Sprintf("%s answered %s: this is not how a broker says what it holds", s.cfg.URL, clean(resp.Status))
+		if own != "" {
+			a.words += " (it says: " + own + ")"
+		}
 	}
 	return nil, a.failure()
 }
@@ -246,11 +305,13 @@ func askV2(s *Sink, es []asked) Request {
 // fed it last.
 func readV2(body []byte, known map[fact]int64) error {
 	return eachEntity(body, func(id, typ, name string, raw json.RawMessage) {
+		known[fact{id: id, typ: typ}] = there
 		var a struct {
 			Metadata map[string]struct{ Value any }
 		}
 		if json.Unmarshal(raw, &a) == nil {
-			note(known, fact{id, typ, name}, a.Metadata["TimeInstant"].Value)
+			when, _ := a.Metadata["TimeInstant"].Value.(string)
+			note(known, fact{id, typ, name}, when)
 		}
 	})
 }
@@ -270,9 +331,10 @@ func askLD(s *Sink, es []asked) Request {
 // ours: it has no datasetId.
 func readLD(body []byte, known map[fact]int64) error {
 	return eachEntity(body, func(id, _, name string, raw json.RawMessage) {
+		known[fact{id: id}] = there
 		for _, a := range instances(raw) {
 			if a.DatasetID == nil {
-				note(known, fact{id, "", name}, a.ObservedAt)
+				note(known, fact{id, "", name}, a.observed())
 			}
 		}
 	})
@@ -280,6 +342,11 @@ func readLD(body []byte, known map[fact]int64) error {
 
 // instance is what is of interest in one instance of an attribute of NGSI-LD.
 type instance struct{ ObservedAt, DatasetID any }
+
+func (in instance) observed() string {
+	text, _ := in.ObservedAt.(string)
+	return text
+}
 
 func instances(raw json.RawMessage) []instance {
 	var all []instance
@@ -317,9 +384,8 @@ func eachEntity(body []byte, f func(id, typ, name string, raw json.RawMessage)) 
 
 // note writes down when f was observed. Of two times the older one counts: what is
 // sent again does no harm, what is not sent is lost.
-func note(known map[fact]int64, f fact, when any) {
-	text, _ := when.(string)
-	t, err := time.Parse(time.RFC3339Nano, text)
+func note(known map[fact]int64, f fact, when string) {
+	t, err := time.Parse(time.RFC3339Nano, when)
 	if err != nil {
 		return
 	}

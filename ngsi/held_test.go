@@ -245,7 +245,7 @@ func TestHeldHostile(t *testing.T) {
 		{200, jsonType, `BODY and more`, "cannot be understood"},
 		{201, jsonType, "BODY", "not how a broker"},
 		{204, "", "", "not how a broker says what it holds"},
-		{206, jsonType, "BODY", "not how a broker"},
+		{206, jsonType, "BODY", "only a part"},
 		{207, jsonType, "BODY", "not how a broker"},
 		{302, "text/html", "BODY", "where we do not go"},
 		{400, jsonType, `{"error":"BadRequest","description":"no"}`, "BadRequest: no"},

@@ -21,7 +21,7 @@ import (
 // Config is how a broker is reached. Zero values mean the defaults.
 type Config struct {
 	URL         string // http://host:1026, without the API's path
-	API         string // ngsi-v2 (default) or ngsi-ld
+	API         string // ngsi-v2 (default) or ngsi-ld; or the broker: orion, orion-ld, scorpio, stellio
 	Service     string // Fiware-Service, NGSIv2
 	ServicePath string // Fiware-ServicePath, NGSIv2
 	Tenant      string // NGSILD-Tenant, NGSI-LD
@@ -37,8 +37,12 @@ type Config struct {
 
 	TLS         *tls.Config   // default: TLS("")
 	Timeout     time.Duration // of one request; default 30 s
-	MaxBody     int           // bytes of one request; default 500,000
-	MaxEntities int           // of one request; default 500
+	MaxBody     int           // bytes of one request; default 500,000, at most what brokers take: 1 MiB
+	MaxEntities int           // of one request; default and most 500: half of what brokers take
+
+	// FlowControl asks an Orion that runs with -notifFlowControl to answer when its
+	// queue of notifications has room; NGSIv2.
+	FlowControl bool
 
 	// Warn is told what concerns no reading: that the broker refuses a Device.
 	Warn func(error)
@@ -60,6 +64,10 @@ type Sink struct {
 	maxBody int                  // shrinks when the broker says 413
 	devices map[string]time.Time // when each was last sent
 	settled map[string]bool      // entities that the broker holds without a timeUncertain
+	brand   *brand               // what the broker is, as far as it is known
+	version string               // its own word
+	past    past                 // whether it keeps a history
+	history history
 }
 
 var _ gateway.Sink = (*Sink)(nil)
@@ -83,11 +91,11 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.API == "" {
 		cfg.API = "ngsi-v2"
 	}
-	d := dialects[cfg.API]
+	b := brands[cfg.API]
 	u, err := url.Parse(cfg.URL)
 	switch {
-	case d == nil:
-		return nil, fmt.Errorf("broker: there is no API %q: want %v", cfg.API, slices.Sorted(maps.Keys(dialects)))
+	case b == nil:
+		return nil, fmt.Errorf("broker: there is no API %q: want %v", cfg.API, slices.Sorted(maps.Keys(brands)))
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return nil, errors.New("broker: this is not its URL: want http://host:1026")
 	case u.User != nil:
@@ -120,14 +128,22 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 500_000
 	}
+	cfg.MaxBody = min(cfg.MaxBody, 1<<20)
 	if cfg.MaxEntities == 0 {
 		cfg.MaxEntities = 500
 	}
+	cfg.MaxEntities = min(cfg.MaxEntities, 500)
 	if cfg.Warn == nil {
 		cfg.Warn = func(error) {}
 	}
-	return &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
-		devices: map[string]time.Time{}, settled: map[string]bool{}}, nil
+	d := *dialects[b.api]
+	if cfg.FlowControl {
+		d.path += d.flow
+	}
+	s := &Sink{cfg: cfg, dialect: &d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
+		devices: map[string]time.Time{}, settled: map[string]bool{}, brand: b, past: b.past}
+	s.history.s = s
+	return s, nil
 }
 
 // Date asks the broker for the time, by the Date of an answer, whatever it is, and
@@ -512,6 +528,28 @@ func (t *try) settle(ctx context.Context, slots []*slot, body []byte) error {
 		p := errs[sl.items[0].ID]
 		if err := t.halve(ctx, []*slot{sl}, p.words()); err != nil {
 			return err
+		}
+	}
+	if len(unknown) == len(slots) {
+		// Scorpio has answered 207 with nothing in it (ScorpioBroker issue 329).
+		es := make([]Entity, len(slots))
+		for i, sl := range slots {
+			es[i] = sl.items[len(sl.items)-1].Entity
+		}
+		missing, err := t.missing(ctx, es)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return answer{words: fmt.Sprintf("%s answered 207 and did not say which entities it took; %v", t.cfg.URL, err), cause: err}.failure()
+		}
+		unknown = nil
+		for i, sl := range slots {
+			if missing[i] {
+				unknown = append(unknown, sl)
+			} else {
+				t.accept([]*slot{sl})
+			}
 		}
 	}
 	switch {
