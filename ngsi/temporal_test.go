@@ -200,9 +200,11 @@ func TestHistoryCut(t *testing.T) {
 			t.Run(fmt.Sprint(like, cut), func(t *testing.T) {
 				m, rs := series(4, 10)
 				b := sandbox.New(sandbox.Options{Like: like})
-				posts := 0
+				posts, questions := 0, 0
 				_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if r.Method == http.MethodPost {
+					if r.Method == http.MethodGet {
+						questions++
+					} else {
 						if posts++; posts == cut {
 							b.ServeHTTP(&record{header: http.Header{}}, r)
 							panic(http.ErrAbortHandler)
@@ -217,6 +219,10 @@ func TestHistoryCut(t *testing.T) {
 					t.Fatal(err)
 				}
 				whole(t, b, m, rs)
+				before := questions // nothing is in doubt any more
+				if err := past.Send(t.Context(), []gateway.Reading{at(rs[0], time.Hour)}); err != nil || questions != before {
+					t.Errorf("%v, %d questions", err, questions-before)
+				}
 			})
 		}
 	}

@@ -93,8 +93,9 @@ type Broker struct {
 	queue   queue
 	wake    chan struct{} // one token: the queue is not empty
 
-	pastBytes int      // in the history
-	pastQueue []*track // of each instance in it, in the order in which they came
+	pastEntities int      // with a history
+	pastBytes    int      // in it
+	pastQueue    []*track // of each instance in it, in the order in which they came
 }
 
 // tenant is the world of one Fiware-Service or NGSILD-Tenant. It is made by the

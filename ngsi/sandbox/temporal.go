@@ -16,7 +16,7 @@ import (
 type ldHistory struct {
 	id     string
 	types  []string
-	series []*track // in the order in which their attributes came
+	tracks []*track // in the order in which the attributes came
 }
 
 // track is the instances of one attribute, in the order in which they came.
@@ -33,7 +33,7 @@ type instance struct {
 func (i *instance) size() int { return 100 + sizeOf(i.value) }
 
 func (h *ldHistory) find(name string) *track {
-	for _, s := range h.series {
+	for _, s := range h.tracks {
 		if s.name == name {
 			return s
 		}
@@ -55,19 +55,26 @@ func (b *Broker) record(tenantName string, e *ldEntity, name string, instances [
 		t := b.tenant(tenantName)
 		h := t.past[e.id]
 		if h == nil {
+			if b.pastEntities == b.opts.MaxEntities {
+				return
+			}
 			h = &ldHistory{id: e.id}
 			t.past[e.id] = h
 			t.pastIDs = append(t.pastIDs, e.id)
+			b.pastEntities++
 		}
 		for _, typ := range e.types {
-			if !slices.Contains(h.types, typ) {
+			if !slices.Contains(h.types, typ) && len(h.types) < 10 {
 				h.types = append(h.types, typ)
 			}
 		}
 		s := h.find(name)
 		if s == nil {
+			if len(h.tracks) == maxAttrs {
+				return
+			}
 			s = &track{name: name}
-			h.series = append(h.series, s)
+			h.tracks = append(h.tracks, s)
 		}
 		i := instance{at, append(slices.Clip(o), member{"instanceId", "urn:ngsi-ld:Instance:" + newID(12)})}
 		same := slices.IndexFunc(s.instances, func(old instance) bool {
@@ -152,12 +159,16 @@ func (b *Broker) ldPostTemporal(r *ldRequest, _ []string) (*ldReply, *problem) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.look(r.tenant).past[e.id] == nil {
-		if why := b.full(1, 0); why != "" {
-			return nil, fullUp(why)
+	h := b.look(r.tenant).past[e.id]
+	isNew := h == nil
+	if isNew && b.pastEntities == b.opts.MaxEntities {
+		return nil, fullUp(fmt.Sprintf("the sandbox keeps the history of at most %d entities", b.opts.MaxEntities))
+	}
+	for _, m := range attrs {
+		if !isNew && h.find(m.name) == nil && len(h.tracks)+len(attrs) > maxAttrs {
+			return nil, badData("%s", tooManyAttrs)
 		}
 	}
-	isNew := b.look(r.tenant).past[e.id] == nil
 	for _, m := range attrs {
 		b.record(r.tenant, e, m.name, m.value.([]any))
 	}
@@ -217,7 +228,7 @@ func (h *ldHistory) render(names []string, w window, options map[string]bool) ob
 		o[1].value = anyList(h.types)
 	}
 	found := false
-	for _, s := range h.series {
+	for _, s := range h.tracks {
 		if len(names) > 0 && !slices.Contains(names, s.name) {
 			continue
 		}
