@@ -60,6 +60,9 @@ type brand struct {
 	// upserts: in its history an instance takes the place of the one that has its
 	// time, so that sending it again does no harm.
 	upserts bool
+	// toNow: a time in a question is compared with when the broker was told as well, so
+	// a span that ends in the past would find nothing of what came late.
+	toNow bool
 }
 
 // past says whether a broker keeps a history that can be written.
@@ -79,8 +82,10 @@ var brands = map[string]*brand{
 	"orion": {name: "Orion", api: "ngsi-v2", past: noPast},
 	// With -troe only: else GET answers 501, and POST 503 "TRoE Not Enabled"
 	// (orionldGetTemporalEntities.cpp, orionldPostTemporalEntities.cpp). The same time
-	// twice is kept twice (context.Orion-LD issue 1518).
-	"orion-ld": {name: "Orion-LD", api: "ngsi-ld"},
+	// twice is kept twice (context.Orion-LD issue 1518). Questions came with pull request
+	// 1929 in 2026, and at first looked at when an entity's row was written
+	// (pgTemporalEntityQuery.cpp).
+	"orion-ld": {name: "Orion-LD", api: "ngsi-ld", toNow: true},
 	// Each write makes instances with new ids.
 	"scorpio": {name: "Scorpio", api: "ngsi-ld", past: hasPast},
 	// ON CONFLICT (time, temporal_entity_attribute) DO UPDATE. It wants an observedAt

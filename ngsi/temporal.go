@@ -311,6 +311,7 @@ func (h *history) request(ms []moment) Request {
 type span struct {
 	asked
 	from, to int64 // milliseconds, both included
+	cut      bool  // it is a part of a longer one, of which the answer was too long
 }
 
 // Held asks the history which of rs it has: gateway.Reconciler. It has a reading when
@@ -383,6 +384,7 @@ func (h *history) look(ctx context.Context, all []span, known map[claim]bool) er
 		if n := len(all) / 2; n > 0 {
 			halves = [][]span{all[:n], all[n:]}
 		} else if one := all[0]; one.from < one.to {
+			one.cut = true
 			early, late := one, one
 			early.to = one.from + (one.to-one.from)/2
 			late.from = early.to + 1
@@ -413,15 +415,24 @@ func (h *history) look(ctx context.Context, all []span, known map[claim]bool) er
 	return nil
 }
 
+// farAway is the year 9999.
+var farAway = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+
 // ask is GET /temporal/entities. Whether a broker counts the ends of "between" in
 // does not matter: they are a millisecond away.
 func (h *history) ask(all []span) Request {
+	h.s.mu.Lock()
+	toNow := h.s.brand.toNow
+	h.s.mu.Unlock()
 	from, to := all[0].from, all[0].to
 	es := make([]asked, len(all))
 	ids := make([]string, len(all))
 	for i, sp := range all {
 		from, to = min(from, sp.from), max(to, sp.to)
 		es[i], ids[i] = sp.asked, sp.id
+	}
+	if toNow && !all[0].cut {
+		to = farAway
 	}
 	text := func(ms int64) string { return time.UnixMilli(ms).UTC().Format(timeForm) }
 	return Request{Method: http.MethodGet, Header: h.s.headers(http.MethodGet, es[0].subject),

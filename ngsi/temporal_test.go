@@ -16,7 +16,10 @@ import (
 	"campus-gateway/ngsi/sandbox"
 )
 
-// past is a Sink for the history of what h is before.
+// later is when the broker is told what is past.
+func later() time.Time { return noon.AddDate(0, 0, 3) }
+
+// pastOf is a Sink for the history of what h is before.
 func pastOf(t *testing.T, h http.Handler, cfg Config, m *Mapper) (*Sink, *history) {
 	t.Helper()
 	if cfg.API == "" {
@@ -33,7 +36,7 @@ func pastOf(t *testing.T, h http.Handler, cfg Config, m *Mapper) (*Sink, *histor
 	return s, past.(*history)
 }
 
-// instancesOf asks the broker itself for an attribute's times, by entity.
+// timesOf asks the broker itself for an attribute's times, by entity.
 func timesOf(t *testing.T, h http.Handler, attr string) map[string][]string {
 	t.Helper()
 	times := map[string][]string{}
@@ -107,7 +110,7 @@ func TestHistory(t *testing.T) {
 		t.Run(like, func(t *testing.T) {
 			m, rs := series(5, 40)
 			var updates int
-			b := sandbox.New(sandbox.Options{Like: like, OnUpdate: func(sandbox.Update) { updates++ }})
+			b := sandbox.New(sandbox.Options{Now: later, Like: like, OnUpdate: func(sandbox.Update) { updates++ }})
 			posts := 0
 			s, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if r.Method == http.MethodPost {
@@ -199,7 +202,7 @@ func TestHistoryCut(t *testing.T) {
 		for cut := 1; cut <= 4; cut++ {
 			t.Run(fmt.Sprint(like, cut), func(t *testing.T) {
 				m, rs := series(4, 10)
-				b := sandbox.New(sandbox.Options{Like: like})
+				b := sandbox.New(sandbox.Options{Now: later, Like: like})
 				posts, questions := 0, 0
 				_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					if r.Method == http.MethodGet {
@@ -232,7 +235,7 @@ func TestHistoryCut(t *testing.T) {
 // some: after Held, Send adds the others only.
 func TestHistoryInPart(t *testing.T) {
 	m := NewMapper("gw", []Thing{{Name: "a", Location: &settat, Quantities: []gateway.Quantity{gateway.Temperature, gateway.Humidity}}})
-	b := sandbox.New(sandbox.Options{Like: sandbox.OrionLD})
+	b := sandbox.New(sandbox.Options{Now: later, Like: sandbox.OrionLD})
 	posts := 0
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost {
@@ -277,15 +280,15 @@ func TestHistoryPoison(t *testing.T) {
 	}
 	rs[50].Values[0].V = "not a number" // never sent
 	const no = `{"type":"https://uri.etsi.org/ngsi-ld/errors/BadRequestData","title":"a bad number","status":400}`
-	b := sandbox.New(sandbox.Options{})
-	posts, all := 0, false
-	s, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	b := sandbox.New(sandbox.Options{Now: later})
+	posts := 0
+	_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		r.Body = io.NopCloser(strings.NewReader(string(body)))
 		if r.Method == http.MethodPost {
 			posts++
 		}
-		if all || strings.Contains(string(body), "666") {
+		if strings.Contains(string(body), "666") {
 			w.Header().Set("Content-Type", jsonType)
 			w.WriteHeader(400)
 			_, _ = io.WriteString(w, no)
@@ -306,8 +309,7 @@ func TestHistoryPoison(t *testing.T) {
 			t.Fatalf("reading %d: %v, rejected %v: %v", i, yes, rejected, err)
 		}
 	}
-	all = true
-	s, past = pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", jsonType)
 		w.WriteHeader(400)
 		_, _ = io.WriteString(w, no)
@@ -330,8 +332,8 @@ func TestHistoryNone(t *testing.T) {
 		is    bool // none from then on
 		words string
 	}{
-		{"orion-ld", sandbox.New(sandbox.Options{Like: sandbox.OrionLD, NoHistory: true}), true, "keeps no history"},
-		{"scorpio", sandbox.New(sandbox.Options{Like: sandbox.Scorpio, NoHistory: true}), true, "keeps no history"},
+		{"orion-ld", sandbox.New(sandbox.Options{Now: later, Like: sandbox.OrionLD, NoHistory: true}), true, "keeps no history"},
+		{"scorpio", sandbox.New(sandbox.Options{Now: later, Like: sandbox.Scorpio, NoHistory: true}), true, "keeps no history"},
 		{"", http.NotFoundHandler(), true, "keeps no history"},
 		{"", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(405) }), true, "keeps no history"},
 		{"", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }), false, "not ready"},
@@ -376,7 +378,7 @@ func TestHistoryUnknown(t *testing.T) {
 func TestHistoryLarge(t *testing.T) {
 	for _, limit := range []int{100_000, 20_000} { // of the broker: it cuts, it says 413
 		m, rs := series(1, 2000)
-		b := sandbox.New(sandbox.Options{Like: sandbox.OrionLD})
+		b := sandbox.New(sandbox.Options{Now: later, Like: sandbox.OrionLD})
 		largest := 0
 		_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
@@ -408,7 +410,7 @@ func TestHistoryLarge(t *testing.T) {
 // time; what cannot be had is an error, not a no.
 func TestHistoryPartial(t *testing.T) {
 	m, rs := series(2, 50)
-	b := sandbox.New(sandbox.Options{Like: sandbox.Stellio})
+	b := sandbox.New(sandbox.Options{Now: later, Like: sandbox.Stellio})
 	most := 0
 	_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || !strings.Contains(r.URL.RawQuery, "id=") {
@@ -450,6 +452,23 @@ func TestHistoryPartial(t *testing.T) {
 	}
 }
 
+// TestHistoryTooLong: of a broker that is asked up to the present, an answer that is too
+// long is asked for without that; it may then say less, but does not hold us up.
+func TestHistoryTooLong(t *testing.T) {
+	m, rs := series(1, 8)
+	asked := 0
+	s := newSink(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", jsonType)
+		if asked++; strings.Contains(r.URL.RawQuery, "endTimeAt=9999") {
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		_, _ = io.WriteString(w, "[]")
+	}), Config{API: "orion-ld"}, m)
+	if got, err := s.history.Held(t.Context(), rs); err != nil || slices.Contains(got, true) || asked != 3 {
+		t.Errorf("%v %v, %d questions", got, err, asked)
+	}
+}
+
 // TestHistoryOthers: an instance of another data set is not ours, nor is one without
 // a time, or at another time.
 func TestHistoryOthers(t *testing.T) {
@@ -475,7 +494,7 @@ func TestHistoryOthers(t *testing.T) {
 // TestHistoryLanes: several lanes may send at once, each its own entities.
 func TestHistoryLanes(t *testing.T) {
 	m, rs := series(8, 20)
-	b := sandbox.New(sandbox.Options{Like: sandbox.OrionLD})
+	b := sandbox.New(sandbox.Options{Now: later, Like: sandbox.OrionLD})
 	var mu sync.Mutex
 	n := 0
 	_, past := pastOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -17,6 +17,7 @@ type ldHistory struct {
 	id     string
 	types  []string
 	tracks []*track // in the order in which the attributes came
+	told   time.Time
 }
 
 // track is the instances of one attribute, in the order in which they came.
@@ -63,6 +64,7 @@ func (b *Broker) record(tenantName string, e *ldEntity, name string, instances [
 			t.pastIDs = append(t.pastIDs, e.id)
 			b.pastEntities++
 		}
+		h.told = b.opts.Now()
 		for _, typ := range e.types {
 			if !slices.Contains(h.types, typ) && len(h.types) < 10 {
 				h.types = append(h.types, typ)
@@ -184,6 +186,10 @@ type window struct {
 	last     int       // so many instances of each attribute, from the end; 0: all
 }
 
+func (w window) holds(t time.Time) bool {
+	return (w.from.IsZero() || t.After(w.from)) && (w.to.IsZero() || t.Before(w.to))
+}
+
 func (r *ldRequest) window(needed bool) (w window, no *problem) {
 	when := func(name string) (t time.Time) {
 		t, err := time.Parse(time.RFC3339Nano, r.query[name])
@@ -234,7 +240,7 @@ func (h *ldHistory) render(names []string, w window, options map[string]bool) ob
 		}
 		var in []instance
 		for _, i := range s.instances {
-			if (w.from.IsZero() || i.at.After(w.from)) && (w.to.IsZero() || i.at.Before(w.to)) {
+			if w.holds(i.at) {
 				in = append(in, i)
 			}
 		}
@@ -293,6 +299,9 @@ func (b *Broker) ldListTemporal(r *ldRequest, _ []string) (*ldReply, *problem) {
 		h := t.past[id]
 		if len(ids) > 0 && !slices.Contains(ids, id) ||
 			len(types) > 0 && !slices.ContainsFunc(types, func(typ string) bool { return slices.Contains(h.types, typ) }) {
+			continue
+		}
+		if b.opts.Like == OrionLD && !w.holds(h.told) { // as it came with context.Orion-LD pull request 1929
 			continue
 		}
 		if o := h.render(names, w, r.options); o != nil {
