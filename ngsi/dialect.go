@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 )
 
 // dialect is all that tells one broker API from another.
 type dialect struct {
+	root       string // an address that every broker of the API has
 	path       string
 	override   string // added to path so that what we noted before and do not now is gone
 	flow       string // added to path where the broker is to hold us back
@@ -33,6 +35,7 @@ var dialects = map[string]*dialect{
 	// for timeUncertain: an entity's first certain reading, and the first after one
 	// that was not, overrides, or the mark would stay for ever.
 	"ngsi-v2": {
+		root: "/v2",
 		path: "/v2/op/update?options=forcedUpdate", override: ",overrideMetadata", flow: ",flowControl", head: v2Head, tail: v2Tail, entity: appendV2,
 		repeats: true,
 		done:    map[int]verdict{http.StatusNoContent: accepted},
@@ -42,6 +45,7 @@ var dialects = map[string]*dialect{
 	// feed into it is gone. One id twice in a request is applied, refused or
 	// thinned out depending on the broker and its version, so it never is.
 	"ngsi-ld": {
+		root: "/ngsi-ld/v1/types?limit=1",
 		path: "/ngsi-ld/v1/entityOperations/upsert?options=update", head: ldHead, tail: ldTail, entity: appendLD,
 		byContext: true,
 		done:      map[int]verdict{http.StatusCreated: accepted, http.StatusNoContent: accepted, http.StatusMultiStatus: listed},
@@ -135,10 +139,10 @@ func recognise(path string, body []byte) (b *brand, version string) {
 
 // Ask finds out what the broker is, and whether it keeps a history, as far as the
 // configuration does not say so. It is for before the first Send, and for after an
-// outage: the broker may have been exchanged. An error means that there was no answer,
-// and changes nothing.
+// outage: the broker may have been exchanged. What it does not say stays as it was. An
+// error means that there is no answer, and changes nothing.
 func (s *Sink) Ask(ctx context.Context) error {
-	b, version, err := s.who(ctx)
+	b, version, path, err := s.who(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the broker what it is: %w", err)
 	}
@@ -153,7 +157,10 @@ func (s *Sink) Ask(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.brand, s.version, s.past = b, version, kept
+	if kept == unknownPast && b == s.brand {
+		kept = s.past
+	}
+	s.brand, s.version, s.told, s.past = b, version, path, kept
 	return nil
 }
 
@@ -164,48 +171,71 @@ func (s *Sink) Broker() string {
 	return strings.TrimSpace(s.brand.name + " " + s.version)
 }
 
-// who asks all questions until one is answered. Where none is, the broker is what it
-// was: a proxy may let only the API pass.
-func (s *Sink) who(ctx context.Context) (*brand, string, error) {
+// who asks all questions until one is answered, first the one that was before. Where
+// none is, the broker is what it was: a proxy may let only the API pass.
+func (s *Sink) who(ctx context.Context) (b *brand, version, path string, err error) {
 	s.mu.Lock()
-	known, version := s.brand, s.version
+	b, version, path = s.brand, s.version, s.told
 	s.mu.Unlock()
 	api := brands[s.cfg.API].api
-	for _, path := range questions[s.cfg.API] { // none where the configuration says it
-		resp, body, none, err := s.exchange(ctx, s.get(path), func(int) int64 { return maxAnswer })
-		switch {
-		case err != nil:
-			return nil, "", err
-		case resp == nil:
-			return nil, "", none.failure()
-		case resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests:
-			return nil, "", s.judge(resp, body).failure()
-		case resp.StatusCode == http.StatusOK:
-			// Orion alone has no NGSI-LD: then something else answers there.
-			if b, v := recognise(path, body); b != nil && (b.api == api || api == "ngsi-v2") {
-				return b, clean(v), nil
-			}
+	paths := questions[s.cfg.API] // none where the configuration says it
+	if path != "" {
+		paths = slices.Concat([]string{path}, paths)
+	}
+	for _, path := range paths {
+		resp, body, err := s.inquire(ctx, path)
+		if err != nil {
+			return nil, "", "", err
+		}
+		if resp == nil {
+			break
+		}
+		// Orion alone has no NGSI-LD: then something else answers there.
+		if is, v := recognise(path, body); resp.StatusCode == http.StatusOK && is != nil && (is.api == api || api == "ngsi-v2") {
+			return is, clean(v), path, nil
 		}
 	}
-	return known, version, nil
+	return b, version, path, nil
 }
 
 // remembers asks whether there is a temporal API, of the default tenant, which is
 // always there. It names nothing that has to be expanded by a @context.
 func (s *Sink) remembers(ctx context.Context) (past, error) {
-	resp, body, none, err := s.exchange(ctx, s.get(temporalPath+"?type=Device&timerel=before&timeAt=1970-01-02T00:00:00.000Z&limit=1"),
-		func(int) int64 { return maxAnswer })
+	resp, body, err := s.inquire(ctx, temporalPath+"?type=Device&timerel=before&timeAt=1970-01-02T00:00:00.000Z&limit=1")
 	switch {
 	case err != nil:
 		return unknownPast, err
 	case resp == nil:
-		return unknownPast, none.failure()
+		return unknownPast, nil
 	case resp.StatusCode == http.StatusOK && isJSON(resp.Header):
 		return hasPast, nil
 	case hasNoPast(resp, body), resp.StatusCode == http.StatusBadRequest:
 		return noPast, nil
 	}
-	return unknownPast, s.judge(resp, body).failure()
+	return unknownPast, nil
+}
+
+// inquire asks a question that the broker need not know. Where that brings nothing but
+// trouble, which may be a proxy's that knows the API alone, there is no response; it
+// is an error if the API has none either.
+func (s *Sink) inquire(ctx context.Context, path string) (*http.Response, []byte, error) {
+	var err error
+	for i, path := range []string{path, s.dialect.root} {
+		resp, body, none, gone := s.exchange(ctx, s.get(path), func(int) int64 { return maxAnswer })
+		switch {
+		case gone != nil:
+			return nil, nil, gone
+		case resp == nil:
+			err = none.failure()
+		case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= http.StatusInternalServerError && resp.StatusCode != http.StatusNotImplemented:
+			err = s.judge(resp, body).failure()
+		case i == 0:
+			return resp, body, nil
+		default:
+			return nil, nil, nil
+		}
+	}
+	return nil, nil, err
 }
 
 // get is a question that concerns no entity.

@@ -65,14 +65,14 @@ func TestAskHostile(t *testing.T) {
 		{404, jsonType, `{"error":"Not Found"}`, "", false},
 		{404, "text/html", `<html>`, "", false},
 		{400, jsonType, `{"title":"no"}`, "", false},
-		{501, jsonType, `{}`, "a fault of its own", false},
-		{401, jsonType, `{}`, "refuses our token", false},
-		{200, "text/html", `<html>log in`, "is it a login page", false},
-		{302, "text/html", ``, "where we do not go", false},
+		{501, jsonType, `{}`, "", false},
+		{401, jsonType, `{}`, "", false}, // Send will say it
+		{200, "text/html", `<html>log in`, "", false},
+		{302, "text/html", ``, "", false},
 		{500, jsonType, `{}`, "a fault of its own", false},
 		{503, "text/html", `{}`, "not ready", false},
 		{429, "text/html", `{}`, "a pause", false},
-		{404, jsonType, `{"type":"https://uri.etsi.org/ngsi-ld/errors/NonexistentTenant","title":"no tenant"}`, "no tenant", false},
+		{404, jsonType, `{"type":"https://uri.etsi.org/ngsi-ld/errors/NonexistentTenant","title":"no tenant"}`, "", false},
 	} {
 		t.Run(fmt.Sprint(c.status, c.ctype, c.body), func(t *testing.T) {
 			h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -98,7 +98,11 @@ func TestAskAgain(t *testing.T) {
 	var now atomic.Pointer[http.Handler]
 	use := func(h http.Handler) { now.Store(&h) }
 	use(sandbox.New(sandbox.Options{Like: sandbox.Scorpio}))
-	s := newSink(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*now.Load()).ServeHTTP(w, r) }), Config{API: "ngsi-ld"}, NewMapper("gw", nil))
+	var n atomic.Int32
+	s := newSink(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		(*now.Load()).ServeHTTP(w, r)
+	}), Config{API: "ngsi-ld"}, NewMapper("gw", nil))
 	want := func(broker string, history, answers bool) {
 		t.Helper()
 		err := s.Ask(t.Context())
@@ -109,10 +113,44 @@ func TestAskAgain(t *testing.T) {
 	want("Scorpio 5.0.9", true, true)
 	use(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	want("Scorpio 5.0.9", true, false)
-	use(http.NotFoundHandler()) // a proxy that lets nothing else pass
-	want("Scorpio 5.0.9", true, true)
+	// Proxies that let the API pass alone, and answer all else with nothing but trouble.
+	for _, h := range []http.HandlerFunc{
+		http.NotFound,
+		func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+		func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	} {
+		broker := sandbox.New(sandbox.Options{Like: sandbox.Scorpio})
+		n.Store(0)
+		use(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, "/ngsi-ld/v1/") {
+				broker.ServeHTTP(w, r)
+				return
+			}
+			h(w, r)
+		}))
+		want("Scorpio 5.0.9", true, true)
+		if n.Load() > 6 {
+			t.Errorf("%d questions", n.Load())
+		}
+	}
+	n.Store(0)
+	use(sandbox.New(sandbox.Options{Like: sandbox.Scorpio}))
+	if want("Scorpio 5.0.9", true, true); n.Load() != 1 {
+		t.Errorf("%d questions about what was known", n.Load())
+	}
 	use(sandbox.New(sandbox.Options{Like: sandbox.OrionLD, NoHistory: true}))
 	want("Orion-LD 1.10.0", false, true)
+	broker := sandbox.New(sandbox.Options{Like: sandbox.OrionLD})
+	use(broker)
+	want("Orion-LD 1.10.0", true, true)
+	use(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // says nothing of its history
+		if strings.Contains(r.URL.Path, "temporal") {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		broker.ServeHTTP(w, r)
+	}))
+	want("Orion-LD 1.10.0", true, true)
 }
 
 // likes are the brokers of NGSI-LD that the sandbox can be.

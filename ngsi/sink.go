@@ -66,6 +66,7 @@ type Sink struct {
 	settled map[string]bool      // entities that the broker holds without a timeUncertain
 	brand   *brand               // what the broker is, as far as it is known
 	version string               // its own word
+	told    string               // where it has said so
 	past    past                 // whether it keeps a history
 	history history
 }
