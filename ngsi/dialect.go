@@ -90,7 +90,7 @@ var brands = map[string]*brand{
 	// 1929 in 2026, and at first looked at when an entity's row was written
 	// (pgTemporalEntityQuery.cpp).
 	"orion-ld": {name: "Orion-LD", api: "ngsi-ld", toNow: true},
-	// Each write makes instances with new ids.
+	// The same time twice is kept twice, under ids of their own (HistoryDAO.java).
 	"scorpio": {name: "Scorpio", api: "ngsi-ld", past: hasPast},
 	// ON CONFLICT (time, temporal_entity_attribute) DO UPDATE. It wants an observedAt
 	// in every instance (TemporalEntityHandler.kt), so the history has one in each.

@@ -12,7 +12,8 @@
 // names: an entity is kept with the short names it was sent with, beside the URL
 // of its @context, so a query finds it whatever context the query names; a real
 // broker would not. The two APIs have separate stores: an entity written through
-// one is not seen through the other.
+// one is not seen through the other. It can be told to be like one of the brokers of
+// NGSI-LD, as far as their sources and issues tell: none of their answers is recorded.
 package sandbox
 
 import (
