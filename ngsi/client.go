@@ -2,6 +2,7 @@ package ngsi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,38 +24,6 @@ import (
 
 	"campus-gateway"
 )
-
-// dialect is all that tells one broker API from another.
-type dialect struct {
-	path       string
-	override   string // added to path so that what we noted before and do not now is gone
-	head, tail string // of a body, around entities parted by commas
-	entity     func([]byte, *Entity) []byte
-	repeats    bool // one id may stand several times in a request: applied in order, each notified
-	byContext  bool // a request has one @context, so one subject
-	done       map[int]verdict
-}
-
-var dialects = map[string]*dialect{
-	// forcedUpdate: a value equal to the last one notifies as well, or a steady
-	// temperature leaves holes in the history. Not overrideMetadata: what others
-	// have noted on our attributes stays, and ours has the same names each time. But
-	// for timeUncertain: an entity's first certain reading, and the first after one
-	// that was not, overrides, or the mark would stay for ever.
-	"ngsi-v2": {
-		path: "/v2/op/update?options=forcedUpdate", override: ",overrideMetadata", head: v2Head, tail: v2Tail, entity: appendV2,
-		repeats: true,
-		done:    map[int]verdict{http.StatusNoContent: accepted},
-	},
-	// options=update: without it the entity is replaced, and what other sensors
-	// feed into it is gone. One id twice in a request is applied, refused or
-	// thinned out depending on the broker and its version, so it never is.
-	"ngsi-ld": {
-		path: "/ngsi-ld/v1/entityOperations/upsert?options=update", head: ldHead, tail: ldTail, entity: appendLD,
-		byContext: true,
-		done:      map[int]verdict{http.StatusCreated: accepted, http.StatusNoContent: accepted, http.StatusMultiStatus: listed},
-	},
-}
 
 // verdict is what an answer means for the entities that were sent.
 type verdict int
@@ -145,9 +114,25 @@ func newClient(cfg *Config) *http.Client {
 
 // post sends one request and judges the answer. Only the end of ctx is an error.
 func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
+	resp, body, none, err := s.exchange(ctx, r, func(status int) int64 {
+		if status == http.StatusMultiStatus {
+			return maxList
+		}
+		return maxAnswer
+	})
+	if err != nil || resp == nil {
+		return none, err
+	}
+	return s.judge(resp, body), nil
+}
+
+// exchange sends one request and reads the answer as far as limit says of its
+// status. Without a response there is an answer that says why; only the end of ctx
+// is an error.
+func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) int64) (*http.Response, []byte, answer, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body)) // sets Content-Length: Orion wants it
 	if err != nil {
-		return s.noAnswer(err), nil
+		return nil, nil, s.noAnswer(err), nil
 	}
 	if r.text != nil {
 		req.ContentLength = int64(r.text.size)
@@ -158,33 +143,29 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 	token := ""
 	if s.cfg.Token != nil {
 		if token, err = s.cfg.Token(); err != nil {
-			return answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
+			return nil, nil, answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
 		}
 		setToken(req.Header, s.cfg.AuthHeader, token)
 	}
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {
-		limit := int64(maxAnswer)
-		if resp.StatusCode == http.StatusMultiStatus {
-			limit = maxList
-		}
-		body, err = io.ReadAll(io.LimitReader(resp.Body, limit))
+		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
 		resp.Body.Close()
 	}
 	switch {
 	case ctx.Err() != nil && err != nil:
-		return answer{}, ctx.Err()
+		return nil, nil, answer{}, ctx.Err()
 	case err != nil && req.ContentLength >= suspectBody && cut(err):
-		return answer{verdict: tooLarge, words: "it closed the connection", cause: err}, nil
+		return nil, nil, answer{verdict: tooLarge, words: "it closed the connection", cause: err}, nil
 	case err != nil:
-		return s.noAnswer(err), nil
+		return nil, nil, s.noAnswer(err), nil
 	}
 	if token != "" { // an answer may quote the request
 		body = bytes.ReplaceAll(body, []byte(token), []byte("(token)"))
 		resp.Status = strings.ReplaceAll(resp.Status, token, "(token)")
 	}
-	return s.judge(resp, body), nil
+	return resp, body, answer{}, nil
 }
 
 func setToken(h http.Header, name, token string) {
@@ -251,11 +232,28 @@ func (s *Sink) judge(resp *http.Response, body []byte) answer {
 // problem is an error body of either API: {"error","description"} in NGSIv2,
 // {"type","title","detail","status"} in NGSI-LD.
 type problem struct {
-	Error, Description  string
-	Type, Title, Detail string
-	Status              int
-	plain               string // the body, where it is not JSON
+	Error, Description string
+	Type, Title        string
+	Detail             anyText
+	Status             int
+	ErrorCode          int    // Scorpio 4's word for status (ScorpioBroker issue 466)
+	plain              string // the body, where it is not JSON
 }
+
+// anyText is a JSON string, or whatever stands in its place: Scorpio's detail may be an
+// object or a list.
+type anyText string
+
+func (t *anyText) UnmarshalJSON(raw []byte) error {
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		s = string(raw)
+	}
+	*t = anyText(s)
+	return nil
+}
+
+func (p *problem) status() int { return cmp.Or(p.Status, p.ErrorCode) }
 
 func parseProblem(contentType string, body []byte) problem {
 	var p problem
@@ -285,13 +283,13 @@ func (p *problem) poison() bool {
 	if p.passing() {
 		return false
 	}
-	return p.Status == http.StatusBadRequest || p.Status == http.StatusUnprocessableEntity ||
-		p.Status == 0 && (strings.HasSuffix(p.Type, "/BadRequestData") || strings.HasSuffix(p.Type, "/InvalidRequest"))
+	return p.status() == http.StatusBadRequest || p.status() == http.StatusUnprocessableEntity ||
+		p.status() == 0 && (strings.HasSuffix(p.Type, "/BadRequestData") || strings.HasSuffix(p.Type, "/InvalidRequest"))
 }
 
 func (p *problem) words() string {
 	var parts []string
-	for _, s := range []string{p.Error, p.Description, p.Title, p.Detail, p.plain} {
+	for _, s := range []string{p.Error, p.Description, p.Title, string(p.Detail), p.plain} {
 		if s = clean(s); s != "" {
 			parts = append(parts, s)
 		}
@@ -321,15 +319,29 @@ func parseList(body []byte) (success map[string]bool, errs map[string]problem) {
 			Error    problem
 		}
 	}
+	var scorpio []struct { // 4 and later: ScorpioBroker issue 466
+		ID      string
+		Success json.RawMessage
+		Failure []problem
+	}
 	success, errs = map[string]bool{}, map[string]problem{}
-	if json.Unmarshal(body, &list) != nil {
-		return success, errs
-	}
-	for _, id := range list.Success {
-		success[id] = true
-	}
-	for _, e := range list.Errors {
-		errs[e.EntityID] = e.Error
+	switch {
+	case json.Unmarshal(body, &list) == nil:
+		for _, id := range list.Success {
+			success[id] = true
+		}
+		for _, e := range list.Errors {
+			errs[e.EntityID] = e.Error
+		}
+	case json.Unmarshal(body, &scorpio) == nil:
+		for _, r := range scorpio {
+			switch {
+			case len(r.Failure) > 0:
+				errs[r.ID] = r.Failure[0]
+			case r.Success != nil:
+				success[r.ID] = true
+			}
+		}
 	}
 	return success, errs
 }

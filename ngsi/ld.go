@@ -1,5 +1,7 @@
 package ngsi
 
+import "time"
+
 const (
 	ldHead = `[`
 	ldTail = `]`
@@ -17,34 +19,43 @@ func appendLD(dst []byte, e *Entity) []byte {
 		a := &e.Attrs[i]
 		dst = append(dst, ',')
 		dst = appendString(dst, a.Name)
-		switch a.Kind {
-		case Time:
-			dst = append(dst, `:{"type":"Property","value":{"@type":"DateTime","@value":`...)
-			dst = appendTime(dst, a.At)
-			dst = append(dst, '}')
-			dst = appendUncertainLD(dst, a.Uncertain)
-			dst = append(dst, '}')
-			continue
-		case Point:
-			dst = append(dst, `:{"type":"GeoProperty","value":`...)
-			dst = appendValue(dst, a)
-		case Ref, Refs: // a list of one is that one: not every broker takes lists here
-			dst = append(dst, `:{"type":"Relationship","object":`...)
-			dst = appendString(dst, a.Text)
-		default:
-			dst = append(dst, `:{"type":"Property","value":`...)
-			dst = appendValue(dst, a)
+		dst = append(dst, ':')
+		at := a.At
+		if a.Kind == Time { // its At is what it says
+			at = time.Time{}
 		}
-		if a.Unit != "" {
-			dst = append(dst, `,"unitCode":`...)
-			dst = appendString(dst, a.Unit)
-		}
-		if !a.At.IsZero() {
-			dst = append(dst, `,"observedAt":`...)
-			dst = appendTime(dst, a.At)
-			dst = appendUncertainLD(dst, a.Uncertain)
-		}
+		dst = appendInstance(dst, a, at)
+	}
+	return append(dst, '}')
+}
+
+// appendInstance appends what a says, observed at that time; zero: it was not.
+func appendInstance(dst []byte, a *Attr, at time.Time) []byte {
+	switch a.Kind {
+	case Time:
+		dst = append(dst, `{"type":"Property","value":{"@type":"DateTime","@value":`...)
+		dst = appendTime(dst, a.At)
 		dst = append(dst, '}')
+	case Point:
+		dst = append(dst, `{"type":"GeoProperty","value":`...)
+		dst = appendValue(dst, a)
+	case Ref, Refs: // a list of one is that one: not every broker takes lists here
+		dst = append(dst, `{"type":"Relationship","object":`...)
+		dst = appendString(dst, a.Text)
+	default:
+		dst = append(dst, `{"type":"Property","value":`...)
+		dst = appendValue(dst, a)
+	}
+	if a.Unit != "" {
+		dst = append(dst, `,"unitCode":`...)
+		dst = appendString(dst, a.Unit)
+	}
+	if !at.IsZero() {
+		dst = append(dst, `,"observedAt":`...)
+		dst = appendTime(dst, at)
+	}
+	if !at.IsZero() || a.Kind == Time {
+		dst = appendUncertainLD(dst, a.Uncertain)
 	}
 	return append(dst, '}')
 }

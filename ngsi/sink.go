@@ -22,7 +22,7 @@ import (
 // Config is how a broker is reached. Zero values mean the defaults.
 type Config struct {
 	URL         string // http://host:1026, without the API's path
-	API         string // ngsi-v2 (default) or ngsi-ld
+	API         string // ngsi-v2 (default) or ngsi-ld; or the broker: orion, orion-ld, scorpio, stellio
 	Service     string // Fiware-Service, NGSIv2
 	ServicePath string // Fiware-ServicePath, NGSIv2
 	Tenant      string // NGSILD-Tenant, NGSI-LD
@@ -38,8 +38,12 @@ type Config struct {
 
 	TLS         *tls.Config   // default: TLS("")
 	Timeout     time.Duration // of one request; default 30 s
-	MaxBody     int           // bytes of one request; default 500,000
-	MaxEntities int           // of one request; default 500
+	MaxBody     int           // bytes of one request; default 500,000, at most what brokers take: 1 MiB
+	MaxEntities int           // of one request; default and most 500: half of what brokers take
+
+	// FlowControl asks an Orion that runs with -notifFlowControl to answer when its
+	// queue of notifications has room; NGSIv2.
+	FlowControl bool
 
 	// Warn is told what concerns no reading: that the broker refuses a Device.
 	Warn func(error)
@@ -62,6 +66,11 @@ type Sink struct {
 	devices  map[string]time.Time // when each was last sent
 	entities map[entityKey]*state
 	sources  map[string]*source // by the sensor's name
+	brand    *brand             // what the broker is, as far as it is known
+	version  string             // its own word
+	told     string             // where it has said so
+	past     past               // whether it keeps a history
+	history  history
 
 	plans uint64    // so many tries were planned
 	tries sync.Pool // of those that have ended, for their memory
@@ -110,11 +119,11 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.API == "" {
 		cfg.API = "ngsi-v2"
 	}
-	d := dialects[cfg.API]
+	b := brands[cfg.API]
 	u, err := url.Parse(cfg.URL)
 	switch {
-	case d == nil:
-		return nil, fmt.Errorf("broker: there is no API %q: want %v", cfg.API, slices.Sorted(maps.Keys(dialects)))
+	case b == nil:
+		return nil, fmt.Errorf("broker: there is no API %q: want %v", cfg.API, slices.Sorted(maps.Keys(brands)))
 	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
 		return nil, errors.New("broker: this is not its URL: want http://host:1026")
 	case u.User != nil:
@@ -152,14 +161,21 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 500_000
 	}
+	cfg.MaxBody = min(cfg.MaxBody, 1<<20)
 	if cfg.MaxEntities == 0 {
 		cfg.MaxEntities = 500
 	}
+	cfg.MaxEntities = min(cfg.MaxEntities, 500)
 	if cfg.Warn == nil {
 		cfg.Warn = func(error) {}
 	}
-	s := &Sink{cfg: cfg, dialect: d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody,
+	d := *dialects[b.api]
+	if cfg.FlowControl {
+		d.path += d.flow
+	}
+	s := &Sink{cfg: cfg, dialect: &d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody, brand: b, past: b.past,
 		devices: map[string]time.Time{}, entities: map[entityKey]*state{}, sources: make(map[string]*source, len(m.things))}
+	s.history.s = s
 	for name, site := range m.things {
 		s.sources[name] = &source{site: site}
 	}
@@ -525,27 +541,11 @@ func (t *try) fit(slots []slot) int {
 }
 
 func (t *try) request(slots []slot) Request {
-	r := Request{Method: http.MethodPost, URL: t.cfg.URL + t.dialect.path, Header: http.Header{}}
+	r := Request{Method: http.MethodPost, URL: t.cfg.URL + t.dialect.path, Header: t.headers(http.MethodPost, slots[0].items[0].Subject)}
 	if t.dialect.override != "" && t.unsettled(slots) {
 		r.URL += t.dialect.override
 	}
 	r.text = newText(t.dialect, slots, &t.open)
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Accept", "application/json")
-	r.Header.Set("User-Agent", "campus-gateway")
-	set := func(name, value string) {
-		if value != "" {
-			r.Header.Set(name, value)
-		}
-	}
-	if t.dialect.byContext {
-		subject := slots[0].items[0].Subject
-		set("NGSILD-Tenant", t.cfg.Tenant)
-		set("Link", `<`+t.contextURL(subject)+`>; rel="http://www.w3.org/ns/json-ld#context"; type="application/ld+json"`)
-	} else {
-		set("Fiware-Service", t.cfg.Service)
-		set("Fiware-ServicePath", t.cfg.ServicePath)
-	}
 	return r
 }
 
@@ -670,6 +670,28 @@ func (t *try) settle(ctx context.Context, slots []slot, body []byte) error {
 		p := errs[sl.items[0].ID]
 		if err := t.halve(ctx, []slot{sl}, p.words()); err != nil {
 			return err
+		}
+	}
+	if len(unknown) == len(slots) {
+		// Scorpio has answered 207 with nothing in it (ScorpioBroker issue 329).
+		es := make([]Entity, len(slots))
+		for i, sl := range slots {
+			es[i] = t.entity(sl.items[len(sl.items)-1])
+		}
+		missing, err := t.missing(ctx, es)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return answer{words: fmt.Sprintf("%s answered 207 and did not say which entities it took; %v", t.cfg.URL, err), cause: err}.failure()
+		}
+		unknown = nil
+		for i, sl := range slots {
+			if missing[i] {
+				unknown = append(unknown, sl)
+			} else {
+				t.accept([]slot{sl})
+			}
 		}
 	}
 	switch {

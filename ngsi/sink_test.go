@@ -230,6 +230,12 @@ func TestAnswers(t *testing.T) {
 		{"ngsi-ld", 207, jsonType, `{"success":[],"errors":[{"entityId":"ID","error":{"title":"conflict","status":409}}]}`, nil, retry, "conflict", 0},
 		{"ngsi-ld", 207, jsonType, `{"success":[],"errors":[{"entityId":"ID","error":` + problem("LdContextNotAvailable", "no context") + `}]}`, nil, retry, "no context", 0},
 		{"ngsi-ld", 207, jsonType, `{"success":["ID"],"errors":[]}`, nil, yes, "", 0},
+		// Scorpio's words for the same: ScorpioBroker issues 466 and 18.
+		{"ngsi-ld", 207, jsonType, `[{"success":[{"attributes":[]}],"id":"ID","type":"Upsert"}]`, nil, yes, "", 0},
+		{"ngsi-ld", 207, jsonType, `[{"failure":[{"type":"https://uri.etsi.org/ngsi-ld/errors/BadRequestData","title":"Bad Request Data.","detail":{"message":"an invalid entry"},"errorCode":400}],"id":"ID","type":"Upsert"}]`, nil, reject, `Bad Request Data.: {"message":"an invalid entry"}`, 0},
+		{"ngsi-ld", 207, jsonType, `[{"failure":[{"type":"https://uri.etsi.org/ngsi-ld/errors/InternalError","title":"db","errorCode":500}],"id":"ID","type":"Upsert"}]`, nil, retry, "did not take ID: db", 0},
+		{"ngsi-ld", 207, jsonType, `[]`, nil, retry, "did not say which", 0},
+		{"ngsi-ld", 400, jsonType, `{"type":"https://uri.etsi.org/ngsi-ld/errors/BadRequestData","title":"Invalid request.","detail":["id is required"],"status":400}`, nil, reject, `Invalid request.: ["id is required"]`, 0},
 		{"ngsi-ld", 207, jsonType, ``, nil, retry, "did not say which", 0},
 		{"ngsi-ld", 207, jsonType, `{"success":["urn:other"]}`, nil, retry, "did not say which", 0},
 		{"ngsi-ld", 207, "text/html", `<html>`, nil, retry, "did not say which", 0},
@@ -771,6 +777,10 @@ func TestHuge(t *testing.T) {
 		written := 0
 		done := make(chan struct{})
 		s := newSink(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet { // which of it the broker has, after 207
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
 			defer close(done)
 			w.Header().Set("Content-Type", "text/plain")
 			w.WriteHeader(status)
@@ -953,7 +963,7 @@ func TestNew(t *testing.T) {
 	}{
 		{Config{URL: "http://h:1026"}, ""},
 		{Config{URL: "https://h/orion/", API: "ngsi-ld", Tenant: "campus"}, ""},
-		{Config{URL: "http://h", API: "ngsi-v3"}, `no API "ngsi-v3": want [ngsi-ld ngsi-v2]`},
+		{Config{URL: "http://h", API: "ngsi-v3"}, `no API "ngsi-v3": want [ngsi-ld ngsi-v2 orion orion-ld scorpio stellio]`},
 		{Config{URL: ""}, "not its URL"},
 		{Config{URL: "h:1026"}, "not its URL"},
 		{Config{URL: "ftp://h"}, "not its URL"},

@@ -12,7 +12,8 @@
 // names: an entity is kept with the short names it was sent with, beside the URL
 // of its @context, so a query finds it whatever context the query names; a real
 // broker would not. The two APIs have separate stores: an entity written through
-// one is not seen through the other.
+// one is not seen through the other. It can be told to be like one of the brokers of
+// NGSI-LD, as far as their sources and issues tell: none of their answers is recorded.
 package sandbox
 
 import (
@@ -36,12 +37,18 @@ type Options struct {
 	Now              func() time.Time // default time.Now
 	MaxBody          int64            // of a request, in bytes; default 1048576, as Orion's
 	MaxEntities      int              // of all tenants together; default 10000
-	MaxBytes         int              // kept in entities and subscriptions, about; default 64 MiB
+	MaxBytes         int              // kept in entities and subscriptions, about, and as much in the history; default 64 MiB
 	MaxSubscriptions int              // of all tenants together; default 100
 	MaxQueue         int              // notifications waiting; beyond it the oldest is dropped and counted; default 1000
 	MaxConns         int              // open connections in Serve; further ones are closed without an answer; default 1020, as Orion's
 	Client           *http.Client     // sends notifications; default: 5 s, no redirects, no proxy
 	OnUpdate         func(Update)     // is told of every entity written, one call at a time; must not write to the broker
+
+	// Like is OrionLD, Scorpio or Stellio: then the sandbox says at the same addresses
+	// that it is that broker, and does what that does otherwise than the specification
+	// has it, as far as the gateway meets it. Default: Orion, and plain NGSI-LD.
+	Like      string
+	NoHistory bool // no temporal API, as Orion-LD without -troe
 }
 
 // Update says that one entity was created or changed. A write that repeats what
@@ -86,6 +93,10 @@ type Broker struct {
 	bytes   int // in entities and subscriptions
 	queue   queue
 	wake    chan struct{} // one token: the queue is not empty
+
+	pastEntities int      // with a history
+	pastBytes    int      // in it
+	pastQueue    []*track // of each instance in it, in the order in which they came
 }
 
 // tenant is the world of one Fiware-Service or NGSILD-Tenant. It is made by the
@@ -95,6 +106,8 @@ type tenant struct {
 	byID     map[string][]*entity
 	ld       []*ldEntity // in order of creation
 	ldByID   map[string]*ldEntity
+	past     map[string]*ldHistory // by id
+	pastIDs  []string              // in order of creation
 	subs     []*subscription
 }
 
@@ -142,6 +155,9 @@ func (b *Broker) Stats() Stats {
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", forDemo)
 	parts := splitPath(r.URL.EscapedPath())
+	if b.serveSelf(w, r, parts) {
+		return
+	}
 	if len(parts) > 0 && parts[0] == "ngsi-ld" {
 		b.serveLD(w, r, parts[1:])
 		return
@@ -223,7 +239,7 @@ func isWordByte(c byte) bool {
 func (b *Broker) tenant(name string) *tenant {
 	t := b.tenants[name]
 	if t == nil {
-		t = &tenant{byID: map[string][]*entity{}, ldByID: map[string]*ldEntity{}}
+		t = &tenant{byID: map[string][]*entity{}, ldByID: map[string]*ldEntity{}, past: map[string]*ldHistory{}}
 		b.tenants[name] = t
 	}
 	return t

@@ -86,6 +86,25 @@ func sound(t *testing.T, b *Broker) {
 	for _, n := range b.queue.waiting {
 		queued += len(n.body)
 	}
+	pastBytes, instances, pastEntities := 0, 0, 0
+	for _, tn := range b.tenants {
+		pastEntities += len(tn.past)
+		if len(tn.past) != len(tn.pastIDs) {
+			t.Errorf("%d histories, %d in order", len(tn.past), len(tn.pastIDs))
+		}
+		for _, h := range tn.past {
+			for _, track := range h.tracks {
+				instances += len(track.instances)
+				for i := range track.instances {
+					pastBytes += track.instances[i].size()
+				}
+			}
+		}
+	}
+	if pastBytes != b.pastBytes || pastBytes > b.opts.MaxBytes || instances != len(b.pastQueue) || pastEntities != b.pastEntities {
+		t.Errorf("books of the history: %d bytes, %d instances, %d entities; found %d, %d, %d",
+			b.pastBytes, len(b.pastQueue), b.pastEntities, pastBytes, instances, pastEntities)
+	}
 	if bytes != b.bytes || entities != b.stats.Entities || subs != b.stats.Subscriptions || queued != b.queue.bytes {
 		t.Errorf("books: %d bytes, %d entities, %d subscriptions, %d queued; found %d, %d, %d, %d",
 			b.bytes, b.stats.Entities, b.stats.Subscriptions, b.queue.bytes, bytes, entities, subs, queued)
@@ -553,6 +572,8 @@ func FuzzLD(f *testing.F) {
 	f.Add([]byte(`["urn:a:1",2]`), "delete")
 	f.Add([]byte(`[{"id":"urn:a:1","type":["T",3],"x":[{"type":"Relationship","object":["urn:x:1"],"datasetId":"urn:d:1"}]}]`), "create")
 	f.Add([]byte(`{"type":"Subscription","entities":[{"type":"T"}],"notification":{"endpoint":{"uri":"http://127.0.0.1:9"}}}`), "subscription")
+	f.Add([]byte(`{"id":"urn:a:1","type":"T","x":[{"type":"Property","value":1,"observedAt":"2026-01-02T03:04:05Z"},{"type":"Property","value":1}]}`), "temporal")
+	f.Add([]byte(`{"type":"Query","entities":[{"type":"T","idPattern":"a"}],"attrs":["y"],"q":"y>0"}`), "query")
 	f.Fuzz(func(t *testing.T, text []byte, operation string) {
 		b := New(Options{})
 		do(b, "POST", "/ngsi-ld/v1/entities", `{"id":"urn:a:1","type":"T","y":{"type":"Property","value":1}}`)
@@ -562,12 +583,17 @@ func FuzzLD(f *testing.F) {
 			target = "/ngsi-ld/v1/entityOperations/" + operation
 		case "subscription":
 			target = "/ngsi-ld/v1/subscriptions"
+		case "temporal":
+			target = "/ngsi-ld/v1/temporal/entities"
+		case "query":
+			target = "/ngsi-ld/v1/entityOperations/query"
 		}
 		w := do(b, "POST", target, string(text))
 		if w.Code < 200 || w.Code >= 500 {
 			t.Fatalf("%q: %d %s", text, w.Code, w.Body)
 		}
-		for _, path := range []string{"entities?local=true&options=sysAttrs", "entities?type=T&options=keyValues", "subscriptions"} {
+		for _, path := range []string{"entities?local=true&options=sysAttrs", "entities?type=T&options=keyValues", "subscriptions",
+			"temporal/entities?type=T&timerel=after&timeAt=1970-01-01T00:00:00Z"} {
 			if w := do(b, "GET", "/ngsi-ld/v1/"+path, ""); w.Code != 200 || !json.Valid(w.Body.Bytes()) {
 				t.Fatalf("after %q: %d %s", text, w.Code, w.Body)
 			}

@@ -69,6 +69,7 @@ type ldRequest struct {
 	options map[string]bool
 	body    []byte
 	method  string
+	most    int // of a page
 }
 
 // ldReply is a good answer.
@@ -81,11 +82,15 @@ type ldReply struct {
 
 type ldCall = func(b *Broker, r *ldRequest, parts []string) (*ldReply, *problem)
 
+// ldRoutes has a narrower pattern after a wider one.
 var ldRoutes = []struct {
 	pattern string
 	methods map[string]ldCall
 }{
 	{"v1/entityOperations/*", map[string]ldCall{"POST": (*Broker).ldBatch}},
+	{"v1/entityOperations/query", map[string]ldCall{"POST": (*Broker).ldQuery}},
+	{"v1/temporal/entities", map[string]ldCall{"GET": (*Broker).ldListTemporal, "POST": (*Broker).ldPostTemporal}},
+	{"v1/temporal/entities/*", map[string]ldCall{"GET": (*Broker).ldGetTemporal}},
 	{"v1/entities", map[string]ldCall{"GET": (*Broker).ldList, "POST": (*Broker).ldCreate}},
 	{"v1/entities/*", map[string]ldCall{"GET": (*Broker).ldGet, "DELETE": (*Broker).ldDelete}},
 	{"v1/entities/*/attrs", map[string]ldCall{"POST": (*Broker).ldWriteAttrs, "PATCH": (*Broker).ldWriteAttrs}},
@@ -97,7 +102,10 @@ var ldRoutes = []struct {
 
 // serveLD answers one call of NGSI-LD.
 func (b *Broker) serveLD(w http.ResponseWriter, hr *http.Request, parts []string) {
-	r := &ldRequest{method: hr.Method}
+	r := &ldRequest{method: hr.Method, most: 1000}
+	if b.opts.Like == Stellio {
+		r.most = 100 // stellio-context-broker issue 1137
+	}
 	rep, no := b.callLD(w, hr, r, parts)
 	if no != nil {
 		answer(w, no.status, "application/json", appendJSON(nil, no.object(), false))
@@ -493,6 +501,15 @@ func (b *Broker) ldPut(tenantName string, sent *ldEntity, mode ldMode) (created 
 		t.ldByID[e.id] = e
 		b.stats.Entities++
 	}
+	for _, a := range sent.attrs {
+		if slices.Contains(changed, a.name) {
+			instances, isArray := a.value.([]any)
+			if !isArray {
+				instances = []any{a.value}
+			}
+			b.record(tenantName, e, a.name, instances)
+		}
+	}
 	if len(changed) > 0 || old == nil {
 		b.notifyLD(tenantName, e, changed)
 	}
@@ -558,7 +575,8 @@ func (b *Broker) ldBatch(r *ldRequest, parts []string) (*ldReply, *problem) {
 	defer func() { b.tell(updates) }()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	success, created, failures := []any{}, []any{}, []any{}
+	success, created := []any{}, []any{}
+	list, failures := b.peculiar(list)
 	for _, v := range list {
 		id, isNew, no := "", false, (*problem)(nil)
 		if operation == "delete" {
@@ -590,8 +608,12 @@ func (b *Broker) ldBatch(r *ldRequest, parts []string) (*ldReply, *problem) {
 		}
 	}
 	switch {
+	case len(failures) > 0 && b.opts.Like == Scorpio:
+		return &ldReply{status: http.StatusMultiStatus, body: scorpioResult(success, failures)}, nil
 	case len(failures) > 0:
 		return &ldReply{status: http.StatusMultiStatus, body: object{{"success", success}, {"errors", failures}}}, nil
+	case b.opts.Like == Scorpio && len(created) > 0 && len(created) < len(success): // ScorpioBroker issue 329
+		return &ldReply{status: http.StatusMultiStatus}, nil
 	case len(created) > 0:
 		return &ldReply{status: http.StatusCreated, body: created}, nil
 	}
@@ -791,8 +813,8 @@ func (r *ldRequest) paging() (limit, offset int, no *problem) {
 			continue
 		}
 		n, err := strconv.ParseUint(s, 10, 31)
-		if err != nil || name == "limit" && (n > 1000 || n == 0 && r.query["count"] != "true") {
-			return 0, 0, badRequest("bad %s: %q (limit is 1 to 1000, or 0 with count=true)", name, s)
+		if err != nil || name == "limit" && (n > uint64(r.most) || n == 0 && r.query["count"] != "true") {
+			return 0, 0, badRequest("bad %s: %q (limit is 1 to %d, or 0 with count=true)", name, s, r.most)
 		}
 		*p = int(n)
 	}
@@ -818,18 +840,25 @@ func (b *Broker) ldList(r *ldRequest, _ []string) (*ldReply, *problem) {
 		return nil, badRequest("%s", err)
 	}
 	types, names := splitList(q["type"]), splitList(q["attrs"])
+	return b.ldFound(r, limit, offset, names, func(e *ldEntity) bool {
+		return s.matches(e.id, "") && filter.passes(e.valueOf) &&
+			(len(types) == 0 || slices.ContainsFunc(types, func(t string) bool { return slices.Contains(e.types, t) }))
+	})
+}
+
+// ldFound answers with the entities that match, and have one of the attributes named,
+// if any are.
+func (b *Broker) ldFound(r *ldRequest, limit, offset int, names []string, matches func(*ldEntity) bool) (*ldReply, *problem) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var found []*ldEntity
 	for _, e := range b.look(r.tenant).ld {
-		if s.matches(e.id, "") && filter.passes(e.valueOf) &&
-			(len(types) == 0 || slices.ContainsFunc(types, func(t string) bool { return slices.Contains(e.types, t) })) &&
-			(len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return e.find(n) >= 0 })) {
+		if matches(e) && (len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return e.find(n) >= 0 })) {
 			found = append(found, e)
 		}
 	}
 	rep := &ldReply{status: http.StatusOK, context: r.replyContext(nil), headers: map[string]string{}}
-	if q["count"] == "true" {
+	if r.query["count"] == "true" {
 		rep.headers["NGSILD-Results-Count"] = strconv.Itoa(len(found))
 	}
 	list := []any{}
@@ -893,7 +922,7 @@ func (s *subscription) readLD(o object) *problem {
 			}
 		case "entities":
 			s.entities = m.value
-			s.selectors, err = parseLDSelectors(m.value)
+			s.selectors, err = parseLDSelectors(m.value, maxSelectors)
 		case "watchedAttributes":
 			s.watched, err = stringList(m)
 		case "q":
@@ -932,7 +961,7 @@ func (s *subscription) readLD(o object) *problem {
 	return nil
 }
 
-func parseLDSelectors(v any) ([]selector, error) {
+func parseLDSelectors(v any, most int) ([]selector, error) {
 	list, _ := v.([]any)
 	with := []any{}
 	for _, x := range list {
@@ -945,7 +974,7 @@ func parseLDSelectors(v any) ([]selector, error) {
 		}
 		with = append(with, o)
 	}
-	return parseSelectors(with)
+	return parseSelectors(with, most)
 }
 
 func (s *subscription) readLDNotification(o object) (err error) {

@@ -397,7 +397,7 @@ func (s *subscription) readSubject(o object) (err error) {
 		switch m.name {
 		case "entities":
 			s.entities = m.value
-			s.selectors, err = parseSelectors(m.value)
+			s.selectors, err = parseSelectors(m.value, maxSelectors)
 		case "condition":
 			condition, ok := m.value.(object)
 			if !ok {

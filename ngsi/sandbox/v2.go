@@ -724,11 +724,14 @@ func newSelector(id, idPattern, typ, typePattern string) (s selector, err error)
 	return s, nil
 }
 
+// maxSelectors is how many elements the list of entities of a subscription has.
+const maxSelectors = 100
+
 // parseSelectors reads the list of entities of a query or a subscription.
-func parseSelectors(v any) ([]selector, error) {
+func parseSelectors(v any, most int) ([]selector, error) {
 	list, ok := v.([]any)
-	if !ok || len(list) == 0 || len(list) > 100 {
-		return nil, bad("entities is not a list of 1 to 100 elements")
+	if !ok || len(list) == 0 || len(list) > most {
+		return nil, bad("entities is not a list of 1 to %d elements", most)
 	}
 	var all []selector
 	for _, x := range list {
@@ -805,7 +808,7 @@ func (b *Broker) opQuery(r *request, _ []string) (*reply, error) {
 	for _, m := range body {
 		switch m.name {
 		case "entities":
-			selectors, err = parseSelectors(m.value)
+			selectors, err = parseSelectors(m.value, 1000)
 		case "attrs":
 			attrs, err = stringList(m)
 		case "expression":
