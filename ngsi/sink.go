@@ -141,6 +141,7 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	case len(m.gateway) > maxGateway:
 		return nil, fmt.Errorf("gateway: the id takes %d characters in an entity id, %d at most: write a shorter one", len(m.gateway), maxGateway)
 	}
+	d := *dialects[b.api]
 	if d.byContext {
 		if err := m.checkContexts(&cfg); err != nil {
 			return nil, err
@@ -169,7 +170,6 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.Warn == nil {
 		cfg.Warn = func(error) {}
 	}
-	d := *dialects[b.api]
 	if cfg.FlowControl {
 		d.path += d.flow
 	}
