@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"regexp"
@@ -23,6 +24,7 @@ type faults struct {
 	file  string
 	lines []string
 	list  []fault
+	shy   bool // there is a secret somewhere: no line is shown
 }
 
 // fault is one thing wrong: where, what, and what to write instead.
@@ -65,7 +67,7 @@ func (f *faults) Error() string {
 			b.WriteString(x.path + ": ")
 		}
 		b.WriteString(x.text)
-		if x.line > 0 && x.line <= len(f.lines) && !x.secret {
+		if x.line > 0 && x.line <= len(f.lines) && !x.secret && !f.shy && !inlineLine.MatchString(f.lines[x.line-1]) {
 			text, caret := excerpt(f.lines[x.line-1], x.column)
 			fmt.Fprintf(&b, "\n%6d | %s\n       | %s^", x.line, text, caret)
 		}
@@ -203,6 +205,11 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		return
 	}
 	if n.Kind != yaml.MappingNode {
+		if strings.HasSuffix(path, "auth") || strings.HasSuffix(path, "oauth2") { // a secret, perhaps
+			d.shy = true
+			d.addf(n, path, "want keys and values, such as `token_file: /etc/gateway/secrets/token`: a secret itself is never written here")
+			return
+		}
 		d.addf(n, path, "want keys and values, `key: value` on a line each, got %s", kindOf(n))
 		return
 	}
@@ -223,6 +230,9 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		case open:
 		case k.Value == "<<":
 			d.addf(k, at, "merge keys are not supported: write the keys out")
+		case inline[k.Value] != "":
+			d.shy = true
+			d.addf(k, at, "a secret is never written here: write it into a file that only root can read, and that file's name as %s", inline[k.Value])
 		default:
 			d.addf(k, at, "unknown key%s", suggest(k.Value, sortedKeys(fields)))
 		}
@@ -235,7 +245,11 @@ func (d *decoder) fields(targets ...any) map[string]reflect.Value {
 	for _, t := range targets {
 		v := reflect.ValueOf(t).Elem()
 		for i := range v.NumField() {
-			if name := v.Type().Field(i).Tag.Get("yaml"); name != "" && name != "-" {
+			switch name := v.Type().Field(i).Tag.Get("yaml"); name {
+			case "", "-":
+			case ",inline": // its keys stand among these
+				maps.Copy(fields, d.fields(v.Field(i).Addr().Interface()))
+			default:
 				fields[name] = v.Field(i)
 			}
 		}
