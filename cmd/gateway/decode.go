@@ -24,7 +24,6 @@ type faults struct {
 	file  string
 	lines []string
 	list  []fault
-	shy   bool // there is a secret somewhere: no line is shown
 }
 
 // fault is one thing wrong: where, what, and what to write instead.
@@ -32,7 +31,7 @@ type fault struct {
 	line, column int // from 1; 0: of the file as a whole
 	path         string
 	text         string
-	secret       bool // the line must not be shown
+	secret       bool // there is one, perhaps: no line of the file may be shown
 }
 
 // addf records a fault at a node of the document.
@@ -53,6 +52,7 @@ func (f *faults) Error() string {
 		a, b := f.list[i], f.list[j]
 		return a.line < b.line || a.line == b.line && a.column < b.column
 	})
+	secret := slices.ContainsFunc(f.list, func(x fault) bool { return x.secret })
 	var b strings.Builder
 	for i, x := range f.list {
 		if i > 0 {
@@ -67,7 +67,7 @@ func (f *faults) Error() string {
 			b.WriteString(x.path + ": ")
 		}
 		b.WriteString(x.text)
-		if x.line > 0 && x.line <= len(f.lines) && !x.secret && !f.shy && !inlineLine.MatchString(f.lines[x.line-1]) {
+		if x.line > 0 && x.line <= len(f.lines) && !secret && !inlineLine.MatchString(f.lines[x.line-1]) {
 			text, caret := excerpt(f.lines[x.line-1], x.column)
 			fmt.Fprintf(&b, "\n%6d | %s\n       | %s^", x.line, text, caret)
 		}
@@ -206,8 +206,8 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 	}
 	if n.Kind != yaml.MappingNode {
 		if strings.HasSuffix(path, "auth") || strings.HasSuffix(path, "oauth2") { // a secret, perhaps
-			d.shy = true
 			d.addf(n, path, "want keys and values, such as `token_file: /etc/gateway/secrets/token`: a secret itself is never written here")
+			d.last().secret = true
 			return
 		}
 		d.addf(n, path, "want keys and values, `key: value` on a line each, got %s", kindOf(n))
@@ -231,8 +231,8 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		case k.Value == "<<":
 			d.addf(k, at, "merge keys are not supported: write the keys out")
 		case inline[k.Value] != "":
-			d.shy = true
 			d.addf(k, at, "a secret is never written here: write it into a file that only root can read, and that file's name as %s", inline[k.Value])
+			d.last().secret = true
 		default:
 			d.addf(k, at, "unknown key%s", suggest(k.Value, sortedKeys(fields)))
 		}
