@@ -187,13 +187,10 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	case err != nil:
 		return nil, nil, s.noAnswer(err), nil
 	}
-	// An answer may quote the request.
-	if text := string(body); hide(text, token) != text {
-		body = []byte(hide(text, token))
-	}
-	resp.Status = hide(resp.Status, token)
-	if to := resp.Header.Get("Location"); to != "" {
-		resp.Header.Set("Location", hide(to, token))
+	if token != "" { // an answer may quote the request
+		body = []byte(hide(string(body), token))
+		resp.Status = hide(resp.Status, token)
+		resp.Header.Set("Location", hide(resp.Header.Get("Location"), token))
 	}
 	return resp, body, answer{}, nil
 }

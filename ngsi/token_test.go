@@ -71,12 +71,14 @@ type keyrock struct {
 func (k *keyrock) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = r.ParseForm()
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.asked = append(k.asked, r.PostForm)
 	n := len(k.asked)
+	k.mu.Unlock()
 	if k.ask != nil && k.ask(w, n, r.PostForm) {
 		return
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	refuse := func(code string) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(400)
@@ -350,18 +352,17 @@ func TestD5Refusals(t *testing.T) {
 // fails at once, and the server is asked after 1 s … 5 min, not more often.
 func TestD5ServerDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		down := false
+		var down atomic.Bool
 		k := &keyrock{expires: "3600", ask: func(w http.ResponseWriter, _ int, _ url.Values) bool {
-			if down {
+			if down.Load() {
 				w.WriteHeader(503)
+				return true
 			}
-			return down
+			return false
 		}}
 		a := newAuth(t, k, OAuth2{})
 		token := must(t, a)
-		k.mu.Lock()
-		down = true
-		k.mu.Unlock()
+		down.Store(true)
 		for range 3599 { // also past four fifths
 			time.Sleep(time.Second)
 			if now := must(t, a); now != token {
@@ -390,9 +391,7 @@ func TestD5ServerDown(t *testing.T) {
 		if asked < 12 || asked > 30 {
 			t.Errorf("asked %d times in an hour", asked)
 		}
-		k.mu.Lock()
-		down = false
-		k.mu.Unlock()
+		down.Store(false)
 		time.Sleep(5 * time.Minute)
 		if now := must(t, a); now == token {
 			t.Error("the old token")
@@ -434,6 +433,33 @@ func TestD5ServerSlow(t *testing.T) {
 		if _, err := a.Token(t.Context()); err == nil {
 			t.Error("a token after the end")
 		}
+	})
+}
+
+// A renewal that takes long holds nobody while the token is good.
+func TestD5RenewalSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keyrock{expires: "3600", ask: func(_ http.ResponseWriter, n int, _ url.Values) bool {
+			if n > 1 {
+				time.Sleep(10 * time.Second)
+			}
+			return false
+		}}
+		a := newAuth(t, k, OAuth2{})
+		token := must(t, a)
+		time.Sleep(55 * time.Minute)
+		for range 9 {
+			begun := time.Now()
+			if must(t, a) != token || time.Since(begun) != 0 {
+				t.Errorf("another token, or after %v", time.Since(begun))
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(2 * time.Second)
+		if must(t, a) == token || k.times() != 2 {
+			t.Errorf("asked %d times", k.times())
+		}
+		a.Close()
 	})
 }
 
@@ -760,10 +786,9 @@ func TestToken(t *testing.T) {
 			}
 			n := 1
 			b := &broker{answer: func(r *http.Request, body string) (int, string, string) {
-				if n++; n < 4 { // rotated in mid-request
-					write(t, file, fmt.Sprintf("canary/+=&0123456789-%d", n))
-				}
-				if n == 2 {
+				n++
+				write(t, file, fmt.Sprintf("canary/+=&0123456789-%d", n)) // rotated in mid-request
+				if n == 2 || n > 10 {
 					return 204, "", ""
 				}
 				return 401, jsonType, `{"error":"bad token","description":"` + strings.Repeat("x", maxWords-30) + escape(r.Header.Get(want)) + `"}`
@@ -775,7 +800,7 @@ func TestToken(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			noCanary(t, err)
-			if len(b.all()) != 3 { // accepted, refused, refused again with the file's new one
+			if len(b.all()) != 3 { // accepted, refused, refused again with the file's new one: no more
 				t.Errorf("%s %s: %d requests", header, name, len(b.all()))
 			}
 			for i, r := range b.all() {
