@@ -1,11 +1,20 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"campus-gateway/drivers/sim"
 )
 
 // A secret has many ways into the file. Each is refused with what to write instead,
@@ -113,5 +122,105 @@ func TestConfigAuthFaults(t *testing.T) {
 		if a != nil {
 			a.Close()
 		}
+	}
+}
+
+// The whole daemon, with a broker and a token server that quote every secret they
+// are sent: none of them is in the log, on the page, in the metrics or in a file
+// but the one for the rotated refresh token, which is its owner's alone.
+func TestSecretsStayInside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{"secret", "refresh"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("canary-"+name+"-0123456789\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var asked, sent atomic.Int32
+	quote := func(w http.ResponseWriter, status int, r *http.Request, body string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `{"error":"invalid_grant","description":"%s %s"}`, r.Header.Get("Authorization"), body)
+	}
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		n := asked.Add(1)
+		if n == 1 || strings.Contains(string(body), "client_credentials") {
+			fmt.Fprintf(w, `{"access_token":"canary-access-%d","refresh_token":"canary-rotated-%d"}`, n, n)
+			return
+		}
+		quote(w, 400, r, string(body))
+	}))
+	defer tokens.Close()
+	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		switch {
+		case !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer canary-access-"): // the asking for the time
+			w.WriteHeader(404)
+		case sent.Add(1) == 1:
+			quote(w, 401, r, "")
+		case strings.Contains(string(body), "illuminance") && sent.Load() < 20:
+			quote(w, 400, r, "")
+		default:
+			w.WriteHeader(204)
+		}
+	}))
+	defer broker.Close()
+	view, logDir := freeAddress(t), filepath.Join(dir, "log")
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, `gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}
+broker:
+  url: %s
+  auth: {oauth2: {token_url: "%s/oauth2/token", grant: refresh-token, client_id: gw-1, client_secret_file: %[3]s/secret, refresh_token_file: %[3]s/refresh}}
+log: {dir: %[4]q, window: 0s}
+clock: {hold: 0s}
+live: {http: {listen: %[5]q}}
+sensors:
+  - {name: light, driver: bh1750, interval: 200ms}
+`, broker.URL, tokens.URL, dir, logDir, view))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, "x.yaml", c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&log))
+	}()
+	for _, line := range []string{"the client's own token serves", "the broker rejects a reading"} {
+		await(t, line, func() bool { return strings.Contains(log.String(), line) })
+	}
+	clean := func(what, text string) {
+		if strings.Contains(strings.ToLower(text), "canary") {
+			t.Errorf("a secret is in %s:\n%s", what, text)
+		}
+	}
+	for _, path := range []string{"/", "/metrics", "/api/v1/readings"} {
+		r, err := http.Get("http://" + view + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(r.Body)
+		r.Body.Close()
+		clean(path, string(body))
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	clean("the log", log.String())
+	state := filepath.Join(logDir, "refresh-token-broker.json")
+	if i, err := os.Stat(state); err != nil || i.Mode().Perm() != 0o600 {
+		t.Errorf("%v: %v", err, i)
+	}
+	err = filepath.WalkDir(logDir, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && name != state {
+			b, err := os.ReadFile(name)
+			clean(name, string(b))
+			return err
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
