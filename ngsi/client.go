@@ -176,6 +176,7 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {
+		s.cfg.TLS.answered()
 		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
 		resp.Body.Close()
 	}

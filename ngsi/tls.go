@@ -32,7 +32,7 @@ type TLSConfig struct {
 // TLS makes a tls.Config, and another one when the files have changed.
 type TLS struct {
 	cfg   TLSConfig
-	asked atomic.Bool // for our certificate, by a server
+	asked atomic.Bool // for our certificate, by a server that has not answered since
 
 	mu     sync.Mutex
 	files  []os.FileInfo // as they were when last read; nil: not there
@@ -163,6 +163,9 @@ func (e *pinError) Error() string {
 	return fmt.Sprintf("its key is none of those pinned: it shows %s. If the server's administrator confirms this one, write it as pin", e.seen)
 }
 
+// answered tells that a server has taken the connection as it is.
+func (t *TLS) answered() { t.asked.Store(false) }
+
 func (t *TLS) now() time.Time {
 	if t.cfg.Time != nil {
 		return t.cfg.Time()
@@ -233,8 +236,8 @@ func (t *TLS) words(err error) string {
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return "this port speaks http without TLS: write http:// in the URL, or the port that speaks TLS"
 	}
-	// A server that refuses our certificate says so and closes at once: as a rule its
-	// word is lost.
+	// A server that refuses our certificate says so and closes at once: its word is
+	// often lost.
 	alert, ok := errors.AsType[*net.OpError](err)
 	refuses := ok && alert.Op == "remote error" && (strings.Contains(alert.Err.Error(), "certificate") || strings.Contains(alert.Err.Error(), "handshake failure"))
 	switch asked := t.asked.Load(); {

@@ -330,6 +330,20 @@ func TestD10ClientCertificate(t *testing.T) {
 	if second := <-s.serials; first.Cmp(second) == 0 {
 		t.Error("the old certificate is shown")
 	}
+	// A broker that has taken the certificate and then goes away has not refused it.
+	side, err := NewTLS(TLSConfig{CAFile: caFile, CertFile: certFile, KeyFile: keyFile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, rs := many(1)
+	sink, err := New(Config{URL: s.URL, TLS: side}, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	if err := sink.Send(t.Context(), rs); err != nil || side.words(io.EOF) != "" {
+		t.Errorf("%v, %s", err, side.words(io.EOF))
+	}
 	rogue, rogueKey := newAuthority(t, "rogue").issue(t, -time.Hour, year)
 	replace(t, keyFile, rogueKey)
 	replace(t, certFile, rogue)

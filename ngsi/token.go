@@ -422,6 +422,7 @@ func (a *Auth) ask(ctx context.Context, secret string, form url.Values) (grant, 
 	resp, err := a.client.Do(req)
 	var body []byte
 	if err == nil {
+		a.cfg.TLS.answered()
 		body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 		resp.Body.Close()
 	}
