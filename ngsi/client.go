@@ -362,10 +362,12 @@ func cut(err error) bool {
 	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// noAnswer says why there is none, and what to look at.
-func (s *Sink) noAnswer(err error) answer {
-	words, cause := why(err, "broker", s.cfg.TLS)
-	return answer{words: fmt.Sprintf("no answer from %s: %s", s.cfg.URL, words), cause: cause}
+func (s *Sink) noAnswer(err error) answer { return noAnswer(s.cfg.URL, s.cfg.TLS, err) }
+
+// noAnswer says why there is none from that URL, and what to look at.
+func noAnswer(broker string, t *TLS, err error) answer {
+	words, cause := why(err, "broker", t)
+	return answer{words: fmt.Sprintf("no answer from %s: %s", broker, words), cause: cause}
 }
 
 // why says why a server gives no answer. The words have no port or time that
