@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,47 +66,28 @@ const (
 	suspectBody = 100_000
 )
 
-// TLS is the client's side of TLS. caFile names a private authority's
-// certificates (PEM), trusted beside the system's; empty: there is none.
-func TLS(caFile string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile == "" {
-		return c, nil
-	}
-	f, err := os.Open(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("read the authority's certificates: %w", err)
-	}
-	defer f.Close()
-	pem, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil {
-		return nil, fmt.Errorf("read the authority's certificates: %w", err)
-	}
-	if c.RootCAs, err = x509.SystemCertPool(); err != nil {
-		c.RootCAs = x509.NewCertPool()
-	}
-	if !c.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: there is no certificate in it: want PEM, beginning with -----BEGIN CERTIFICATE-----", caFile)
-	}
-	return c, nil
-}
-
-func newClient(cfg *Config) *http.Client {
+// newClient is for the servers of one uplink. timeout is of a whole exchange, to
+// the last byte of the answer.
+func newClient(timeout time.Duration, t *TLS) *http.Client {
 	return &http.Client{
-		Timeout: cfg.Timeout, // of a whole exchange, to the last byte of the answer
+		Timeout: timeout,
 		// A redirect would take token and readings to a host nobody configured.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:        cfg.TLS,
-			TLSHandshakeTimeout:    10 * time.Second,
-			ForceAttemptHTTP2:      true,
-			MaxIdleConnsPerHost:    8,
-			IdleConnTimeout:        90 * time.Second,
-			MaxResponseHeaderBytes: maxAnswer,
-			DisableCompression:     true, // answers are small; none may unfold to gigabytes
-		},
+		Transport:     t.transport(),
+	}
+}
+
+func newTransport(c *tls.Config) *http.Transport {
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:        c,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConnsPerHost:    8,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: maxAnswer,
+		DisableCompression:     true, // answers are small; none may unfold to gigabytes
 	}
 }
 
@@ -126,10 +105,35 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 	return s.judge(resp, body), nil
 }
 
-// exchange sends one request and reads the answer as far as limit says of its
-// status. Without a response there is an answer that says why; only the end of ctx
-// is an error.
+// exchange sends one request, with the token on it, and reads the answer as far as
+// limit says of its status. After 401 it does so once more, if there is another
+// token. Without a response there is an answer that says why; only the end of ctx
+// is an error. No token is in what it returns.
 func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) int64) (*http.Response, []byte, answer, error) {
+	if s.cfg.Auth == nil {
+		return s.once(ctx, r, "", limit)
+	}
+	for again := false; ; again = true {
+		token, err := s.cfg.Auth.Token(ctx)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil, nil, answer{}, ctx.Err()
+		case err != nil:
+			return nil, nil, answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
+		}
+		resp, body, none, err := s.once(ctx, r, token, limit)
+		if resp == nil || resp.StatusCode != http.StatusUnauthorized || againstPolicy(body) || again || !s.cfg.Auth.Refused(ctx, token) {
+			return resp, body, none, err
+		}
+	}
+}
+
+// againstPolicy reports whether a 401 is about what the token is for, not about the
+// token: Wilma has no 403.
+func againstPolicy(body []byte) bool { return bytes.Contains(body, []byte("urn:dx:as:InvalidRole")) }
+
+// once is one exchange.
+func (s *Sink) once(ctx context.Context, r Request, token string, limit func(status int) int64) (*http.Response, []byte, answer, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body)) // sets Content-Length: Orion wants it
 	if err != nil {
 		return nil, nil, s.noAnswer(err), nil
@@ -139,17 +143,14 @@ func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) i
 		req.GetBody = r.text.reader
 		req.Body, _ = r.text.reader()
 	}
-	req.Header = r.Header
-	token := ""
-	if s.cfg.Token != nil {
-		if token, err = s.cfg.Token(); err != nil {
-			return nil, nil, answer{words: fmt.Sprintf("no token for %s: %v", s.cfg.URL, err), cause: err}, nil
-		}
+	req.Header = r.Header.Clone()
+	if token != "" {
 		setToken(req.Header, s.cfg.AuthHeader, token)
 	}
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {
+		s.cfg.TLS.answered()
 		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
 		resp.Body.Close()
 	}
@@ -162,24 +163,17 @@ func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) i
 		return nil, nil, s.noAnswer(err), nil
 	}
 	if token != "" { // an answer may quote the request
-		body = bytes.ReplaceAll(body, []byte(token), []byte("(token)"))
-		resp.Status = strings.ReplaceAll(resp.Status, token, "(token)")
+		body = []byte(hide(string(body), token))
+		resp.Status = hide(resp.Status, token)
+		resp.Header.Set("Location", hide(resp.Header.Get("Location"), token))
 	}
 	return resp, body, answer{}, nil
-}
-
-func setToken(h http.Header, name, token string) {
-	if name == "" || strings.EqualFold(name, "bearer") {
-		h.Set("Authorization", "Bearer "+token)
-		return
-	}
-	h.Set(name, token)
 }
 
 // statuses is what people can do about an answer that is neither yes nor no.
 var statuses = map[int]string{
 	http.StatusUnauthorized:         "the broker refuses our token: check broker.auth",
-	http.StatusForbidden:            "the broker refuses our token: it may not write there. Check broker.auth, and the broker's policy",
+	http.StatusForbidden:            "the broker refuses: policy. This client may not write there: have it allowed, or check service and path",
 	http.StatusProxyAuthRequired:    "the proxy on the way wants a password: check HTTPS_PROXY",
 	http.StatusNotFound:             "there is no NGSI API at this address: check broker.url and broker.api",
 	http.StatusMethodNotAllowed:     "there is no NGSI API at this address: check broker.url and broker.api",
@@ -210,6 +204,8 @@ func (s *Sink) judge(resp *http.Response, body []byte) answer {
 	}
 	why := statuses[code]
 	switch {
+	case code == http.StatusUnauthorized && againstPolicy(body):
+		why = statuses[http.StatusForbidden]
 	case code >= 200 && code < 300:
 		why = fmt.Sprintf("this is not how a broker says yes in %s: is it a login page of the network, or another service?", s.cfg.API)
 	case code >= 300 && code < 400:
@@ -371,37 +367,46 @@ func cut(err error) bool {
 	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// noAnswer says why there is none, and what to look at. Its words have no port
-// or time that changes from try to try.
-func (s *Sink) noAnswer(err error) answer {
-	cause := err
+func (s *Sink) noAnswer(err error) answer { return noAnswer(s.cfg.URL, s.cfg.TLS, err) }
+
+// noAnswer says why there is none from that URL, and what to look at.
+func noAnswer(broker string, t *TLS, err error) answer {
+	words, cause := why(err, "broker", t)
+	return answer{words: fmt.Sprintf("no answer from %s: %s", broker, words), cause: cause}
+}
+
+// why says why a server gives no answer. The words have no port or time that
+// changes from try to try, and none of the server's own: it may quote a secret.
+func why(err error, server string, t *TLS) (words string, cause error) {
+	cause = err
 	if e, ok := errors.AsType[*url.Error](err); ok { // repeats the method and the URL
 		cause = e.Err
 	}
-	why := cause
-	for e, ok := errors.AsType[*net.OpError](why); ok; e, ok = errors.AsType[*net.OpError](why) {
-		why = e.Err // an OpError names our own port
+	inner := cause
+	for e, ok := errors.AsType[*net.OpError](inner); ok; e, ok = errors.AsType[*net.OpError](inner) {
+		inner = e.Err // an OpError names our own port
 	}
-	words := clean(why.Error())
+	words = clean(inner.Error())
 	name, isName := errors.AsType[*net.DNSError](err)
 	network, isNetwork := errors.AsType[net.Error](err)
-	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
-	_, unknownCA := errors.AsType[x509.UnknownAuthorityError](err)
+	secure := clean(t.words(err))
+	if secure == "" && !isName && (strings.Contains(words, `"`) || strings.Contains(words, "malformed")) {
+		words = "its answer is not HTTP" // what it is, the error quotes
+		cause = errors.New(words)
+	}
 	switch {
+	case secure != "":
+		words = secure
 	case isName:
 		words = fmt.Sprintf("the name %s cannot be resolved: is it right, and the network up?", name.Name)
 	case isNetwork && network.Timeout():
-		words = "it takes too long: is the network up, and the broker well?"
+		words = fmt.Sprintf("it takes too long: is the network up, and the %s well?", server)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		words = "connection refused: is the broker running there?"
+		words = fmt.Sprintf("connection refused: is the %s running there?", server)
 	case errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH):
 		words += ": is the network up?"
 	case cut(err):
 		words = "the connection was closed too early"
-	case unknownCA:
-		words += ": write the authority's file as broker.ca_file"
-	case isInvalid && invalid.Reason == x509.Expired:
-		words += ": is this machine's clock right?"
 	}
-	return answer{words: fmt.Sprintf("no answer from %s: %s", s.cfg.URL, words), cause: cause}
+	return words, cause
 }

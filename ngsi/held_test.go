@@ -332,8 +332,12 @@ func TestHeldToken(t *testing.T) {
 	b := &broker{answer: func(r *http.Request, _ string) (int, string, string) {
 		return 401, jsonType, `{"error":"` + r.Header.Get("X-Auth-Token") + `"}`
 	}}
-	s := newSink(t, b, Config{AuthHeader: "X-Auth-Token", Token: func() (string, error) { return "s3cr3t-0123456789", nil }}, m)
-	_, err := s.Held(t.Context(), rs)
+	a, err := NewAuth(AuthConfig{Token: Secret{File: write(t, "token", "s3cr3t-0123456789")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSink(t, b, Config{AuthHeader: "X-Auth-Token", Auth: a}, m)
+	_, err = s.Held(t.Context(), rs)
 	if err == nil || strings.Contains(err.Error(), "s3cr3t") || b.all()[0].header.Get("X-Auth-Token") != "s3cr3t-0123456789" {
 		t.Errorf("%v %v", err, b.all()[0].header)
 	}
@@ -373,7 +377,7 @@ func FuzzHeld(f *testing.F) {
 		if v2 {
 			api, read = "ngsi-v2", readV2
 		}
-		s := &Sink{cfg: Config{URL: "http://broker.test", API: api}, dialect: dialects[api], mapper: m}
+		s := &Sink{cfg: Config{URL: "http://broker.test", API: api, TLS: &TLS{}}, dialect: dialects[api], mapper: m}
 		s.client = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {jsonType}}, Body: io.NopCloser(strings.NewReader(string(body)))}, nil
 		})}

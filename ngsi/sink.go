@@ -2,7 +2,6 @@ package ngsi
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,16 +26,16 @@ type Config struct {
 	ServicePath string // Fiware-ServicePath, NGSIv2
 	Tenant      string // NGSILD-Tenant, NGSI-LD
 
-	// Token is asked for the secret before each request; nil: there is none.
+	// Auth has the token of each request; nil: there is none. The Sink closes it.
 	// AuthHeader is bearer (default), or the name of the header it goes in.
-	Token      func() (string, error)
+	Auth       *Auth
 	AuthHeader string
 
 	// Contexts has the @context's URL for a subject (dataModel.Environment;
 	// default: the official one), and for a type that is of none (see Foreign).
 	Contexts map[string]string
 
-	TLS         *tls.Config   // default: TLS("")
+	TLS         *TLS          // default: NewTLS(TLSConfig{})
 	Timeout     time.Duration // of one request; default 30 s
 	MaxBody     int           // bytes of one request; default 500,000, at most what brokers take: 1 MiB
 	MaxEntities int           // of one request; default and most 500: half of what brokers take
@@ -111,7 +110,6 @@ var (
 	servicePattern = regexp.MustCompile(`^[A-Za-z0-9_]{0,50}$`)
 	pathPattern    = regexp.MustCompile(`^/?$|^(/[A-Za-z0-9_]{1,50}){1,10}$`)
 	tenantPattern  = regexp.MustCompile(`^[!-~]{0,128}$`)
-	headerPattern  = regexp.MustCompile(`^[A-Za-z0-9-]{0,64}$`)
 )
 
 // New is a Sink for what m maps. It connects to nothing yet.
@@ -136,8 +134,8 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 		return nil, fmt.Errorf("broker: service path %q: want / or up to ten levels of letters, digits and _", cfg.ServicePath)
 	case !tenantPattern.MatchString(cfg.Tenant):
 		return nil, fmt.Errorf("broker: tenant %q does not fit into a header", cfg.Tenant)
-	case !headerPattern.MatchString(cfg.AuthHeader):
-		return nil, fmt.Errorf("broker: %q is not the name of a header", cfg.AuthHeader)
+	case CheckHeader(cfg.AuthHeader) != nil:
+		return nil, fmt.Errorf("broker: %w", CheckHeader(cfg.AuthHeader))
 	case len(m.gateway) > maxGateway:
 		return nil, fmt.Errorf("gateway: the id takes %d characters in an entity id, %d at most: write a shorter one", len(m.gateway), maxGateway)
 	}
@@ -152,7 +150,7 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	}
 	cfg.URL = u.String()
 	if cfg.TLS == nil {
-		if cfg.TLS, err = TLS(""); err != nil {
+		if cfg.TLS, err = NewTLS(TLSConfig{}); err != nil {
 			return nil, err
 		}
 	}
@@ -173,7 +171,7 @@ func New(cfg Config, m *Mapper) (*Sink, error) {
 	if cfg.FlowControl {
 		d.path += d.flow
 	}
-	s := &Sink{cfg: cfg, dialect: &d, mapper: m, client: newClient(&cfg), maxBody: cfg.MaxBody, brand: b, past: b.past,
+	s := &Sink{cfg: cfg, dialect: &d, mapper: m, client: newClient(cfg.Timeout, cfg.TLS), maxBody: cfg.MaxBody, brand: b, past: b.past,
 		devices: map[string]time.Time{}, entities: map[entityKey]*state{}, sources: make(map[string]*source, len(m.things))}
 	s.history.s = s
 	for name, site := range m.things {
@@ -212,8 +210,13 @@ func (s *Sink) Date(ctx context.Context) (now time.Time, within time.Duration, e
 	return now, time.Second + took, nil
 }
 
-// Close lets go of idle connections.
-func (s *Sink) Close() { s.client.CloseIdleConnections() }
+// Close lets go of idle connections, and ends Config.Auth.
+func (s *Sink) Close() {
+	s.client.CloseIdleConnections()
+	if s.cfg.Auth != nil {
+		s.cfg.Auth.Close()
+	}
+}
 
 func (s *Sink) String() string { return s.cfg.API + " " + s.cfg.URL }
 
@@ -247,7 +250,7 @@ func (s *Sink) Requests(rs []gateway.Reading) []Request {
 		n := t.fit(slots)
 		r := t.request(slots[:n])
 		r.Body, r.text = slices.Concat(r.text.parts()...), nil
-		if s.cfg.Token != nil {
+		if s.cfg.Auth != nil {
 			setToken(r.Header, s.cfg.AuthHeader, "(hidden)")
 		}
 		requests = append(requests, r)

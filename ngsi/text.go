@@ -65,7 +65,7 @@ func (r *textReader) Read(p []byte) (n int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return 0, errClosed
+		return 0, errTextClosed
 	}
 	for r.rest != nil {
 		read := copy(p[n:], r.rest)
@@ -82,7 +82,7 @@ func (r *textReader) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-var errClosed = errors.New("read the text of a request: it is closed")
+var errTextClosed = errors.New("read the text of a request: it is closed")
 
 // Close ends all reading: after it the text may change. It may be called twice, by
 // any goroutine, and long after the request has failed.

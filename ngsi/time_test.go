@@ -136,7 +136,7 @@ func TestDate(t *testing.T) {
 							t.Errorf("%s with %v", r.Method, r.Header)
 						}
 						c.answer(w)
-					}), Config{Token: func() (string, error) { return "geheim", nil }}, NewMapper("gw", nil))
+					}), Config{Auth: static(t, "geheim")}, NewMapper("gw", nil))
 					now, within, err := s.Date(t.Context())
 					switch {
 					case c.noTime && !errors.Is(err, gateway.ErrNoTime):

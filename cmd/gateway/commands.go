@@ -190,8 +190,13 @@ broker:
   # auth:                        # a token is kept in a file or the environment, never here
   #   token_file: /etc/gateway/secrets/token
   #   token_env: GATEWAY_TOKEN   # one of the two
-  #   header: bearer             # bearer or x-auth-token
+  #   header: bearer             # bearer, x-auth-token, or a header's name, such as X-Api-Key
+  #   oauth2: {token_url: https://keyrock.campus.example/oauth2/token, client_id: …, client_secret_file: …}
+  #                              # instead of a token; also grant: password (username, password_file)
+  #                              # or refresh-token (refresh_token_file)
   # ca_file: /etc/gateway/ca.pem # a private certificate authority
+  # cert_file: …                 # and key_file: our own certificate, where the broker asks for one
+  # pin: [sha256/…]              # keys of which the broker's chain must have one
   # timeout: 30s                 # of one request
 
 log:                             # keeps readings while the broker is away

@@ -53,15 +53,8 @@ type brokerConfig struct {
 	ServicePath string        `yaml:"service_path"`
 	Tenant      string        `yaml:"tenant"`
 	Auth        authConfig    `yaml:"auth"`
-	CAFile      string        `yaml:"ca_file"`
+	TLS         tlsConfig     `yaml:",inline"`
 	Timeout     time.Duration `yaml:"timeout"`
-}
-
-// authConfig names where a static token is kept; it is never written here.
-type authConfig struct {
-	TokenFile string `yaml:"token_file"`
-	TokenEnv  string `yaml:"token_env"`
-	Header    string `yaml:"header"` // bearer or x-auth-token
 }
 
 type logConfig struct {
@@ -280,50 +273,8 @@ func (d *decoder) broker(root *yaml.Node, b *brokerConfig) {
 	if b.Timeout < time.Second || b.Timeout > 10*time.Minute {
 		d.addf(d.at(&b.Timeout, root), "broker.timeout", "%v is outside 1s..10m", b.Timeout)
 	}
-	d.oneOf(&b.Auth.Header, root, "broker.auth.header", "bearer", "x-auth-token")
-	if b.Auth.TokenFile != "" && b.Auth.TokenEnv != "" {
-		d.addf(d.at(&b.Auth.TokenEnv, root), "broker.auth.token_env", "there is a token_file too: keep one of the two")
-	}
-	if b.Auth.TokenFile != "" || b.Auth.TokenEnv != "" {
-		if _, err := b.Auth.token(); err != nil {
-			field := &b.Auth.TokenFile
-			if b.Auth.TokenFile == "" {
-				field = &b.Auth.TokenEnv
-			}
-			d.addf(d.at(field, root), "broker.auth", "%v", err)
-		}
-	}
-	if b.CAFile != "" {
-		if _, err := ngsi.TLS(b.CAFile); err != nil {
-			d.addf(d.at(&b.CAFile, root), "broker.ca_file", "%v", err)
-		}
-	}
-}
-
-// token reads the secret anew each time, so that a rotated one is used at once.
-func (a authConfig) token() (string, error) {
-	var text string
-	switch {
-	case a.TokenFile != "":
-		b, err := os.ReadFile(a.TokenFile)
-		if err != nil {
-			return "", fmt.Errorf("the token's file cannot be read: %w", err)
-		}
-		text = string(b)
-	case a.TokenEnv != "":
-		text = os.Getenv(a.TokenEnv)
-		if text == "" {
-			return "", fmt.Errorf("the environment variable %s is empty or not set", a.TokenEnv)
-		}
-	}
-	text = strings.TrimSpace(text)
-	if text == "" && a.TokenFile != "" {
-		return "", fmt.Errorf("the token's file %s is empty", a.TokenFile)
-	}
-	if strings.ContainsFunc(text, func(r rune) bool { return r > '~' || r <= ' ' }) {
-		return "", errors.New("the token has blanks or characters that no header takes: is this the right file?")
-	}
-	return text, nil
+	d.auth(root, "broker.auth", &b.Auth)
+	d.tls(root, "broker", &b.TLS)
 }
 
 func (d *decoder) log(root *yaml.Node, l *logConfig) {

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"regexp"
@@ -30,7 +31,7 @@ type fault struct {
 	line, column int // from 1; 0: of the file as a whole
 	path         string
 	text         string
-	secret       bool // the line must not be shown
+	secret       bool // there is one, perhaps: no line of the file may be shown
 }
 
 // addf records a fault at a node of the document.
@@ -51,6 +52,7 @@ func (f *faults) Error() string {
 		a, b := f.list[i], f.list[j]
 		return a.line < b.line || a.line == b.line && a.column < b.column
 	})
+	secret := slices.ContainsFunc(f.list, func(x fault) bool { return x.secret })
 	var b strings.Builder
 	for i, x := range f.list {
 		if i > 0 {
@@ -65,7 +67,7 @@ func (f *faults) Error() string {
 			b.WriteString(x.path + ": ")
 		}
 		b.WriteString(x.text)
-		if x.line > 0 && x.line <= len(f.lines) && !x.secret {
+		if x.line > 0 && x.line <= len(f.lines) && !secret && !inlineLine.MatchString(f.lines[x.line-1]) {
 			text, caret := excerpt(f.lines[x.line-1], x.column)
 			fmt.Fprintf(&b, "\n%6d | %s\n       | %s^", x.line, text, caret)
 		}
@@ -203,6 +205,11 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		return
 	}
 	if n.Kind != yaml.MappingNode {
+		if strings.HasSuffix(path, "auth") || strings.HasSuffix(path, "oauth2") { // a secret, perhaps
+			d.addf(n, path, "want keys and values, such as `token_file: /etc/gateway/secrets/token`: a secret itself is never written here")
+			d.last().secret = true
+			return
+		}
 		d.addf(n, path, "want keys and values, `key: value` on a line each, got %s", kindOf(n))
 		return
 	}
@@ -223,6 +230,9 @@ func (d *decoder) mapping(n *yaml.Node, path string, open bool, targets ...any) 
 		case open:
 		case k.Value == "<<":
 			d.addf(k, at, "merge keys are not supported: write the keys out")
+		case inline[k.Value] != "":
+			d.addf(k, at, "a secret is never written here: write it into a file that only root can read, and that file's name as %s", inline[k.Value])
+			d.last().secret = true
 		default:
 			d.addf(k, at, "unknown key%s", suggest(k.Value, sortedKeys(fields)))
 		}
@@ -235,7 +245,11 @@ func (d *decoder) fields(targets ...any) map[string]reflect.Value {
 	for _, t := range targets {
 		v := reflect.ValueOf(t).Elem()
 		for i := range v.NumField() {
-			if name := v.Type().Field(i).Tag.Get("yaml"); name != "" && name != "-" {
+			switch name := v.Type().Field(i).Tag.Get("yaml"); name {
+			case "", "-":
+			case ",inline": // its keys stand among these
+				maps.Copy(fields, d.fields(v.Field(i).Addr().Interface()))
+			default:
 				fields[name] = v.Field(i)
 			}
 		}

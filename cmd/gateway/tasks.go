@@ -123,24 +123,23 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 // newSink is the configured broker, told of readings taken on that machine.
 func newSink(c *config, clock *gateway.Clock, log *slog.Logger, on ngsi.Host) (*ngsi.Sink, error) {
 	m := newMapper(c).On(on)
-	tls, err := ngsi.TLS(c.Broker.CAFile)
+	warn := func(text string) func(error) { return func(err error) { log.Warn(text, "why", err) } }
+	// The gateway's clock: with the machine's in the past, no certificate would be valid yet.
+	tls, err := c.Broker.TLS.client(clock.Now, warn("certificates"))
 	if err != nil {
 		return nil, err
 	}
-	tls.Time = clock.Now // with the machine's clock in the past, no certificate would be valid yet
-	var token func() (string, error)
-	if c.Broker.Auth != (authConfig{Header: c.Broker.Auth.Header}) {
-		token = c.Broker.Auth.token
+	auth, err := c.Broker.Auth.owner(c.Log.Dir, "broker", tls, warn("the broker's token"))
+	if err != nil {
+		return nil, err
 	}
 	return ngsi.New(ngsi.Config{
 		URL: c.Broker.URL, API: c.Broker.API,
 		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
-		Token: token, AuthHeader: c.Broker.Auth.Header,
+		Auth: auth, AuthHeader: c.Broker.Auth.Header,
 		Contexts: c.Contexts.urls(),
 		TLS:      tls, Timeout: c.Broker.Timeout,
-		Warn: func(err error) {
-			log.Warn("the description of a sensor is not at the broker; its readings are not affected", "why", err)
-		},
+		Warn: warn("the description of a sensor is not at the broker; its readings are not affected"),
 	}, m)
 }
 
