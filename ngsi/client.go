@@ -354,9 +354,11 @@ func cut(err error) bool {
 	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// noAnswer says why there is none, and what to look at. Its words have no port
-// or time that changes from try to try.
-func (s *Sink) noAnswer(err error) answer {
+func (s *Sink) noAnswer(err error) answer { return noAnswer(s.cfg.URL, err) }
+
+// noAnswer says why there is none from that URL, and what to look at. Its words
+// have no port or time that changes from try to try.
+func noAnswer(broker string, err error) answer {
 	cause := err
 	if e, ok := errors.AsType[*url.Error](err); ok { // repeats the method and the URL
 		cause = e.Err
@@ -386,5 +388,5 @@ func (s *Sink) noAnswer(err error) answer {
 	case isInvalid && invalid.Reason == x509.Expired:
 		words += ": is this machine's clock right?"
 	}
-	return answer{words: fmt.Sprintf("no answer from %s: %s", s.cfg.URL, words), cause: cause}
+	return answer{words: fmt.Sprintf("no answer from %s: %s", broker, words), cause: cause}
 }
