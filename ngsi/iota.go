@@ -398,6 +398,9 @@ func (s *IOTA) deliver(ctx context.Context, ms []*message) error {
 				continue
 			}
 		}
+		if odd, ok := errors.AsType[fault](l.wire.why()); ok {
+			err = odd
+		}
 		l.end() // nothing that comes later may be taken for an answer to this
 		for _, m := range flying {
 			switch {
@@ -636,9 +639,6 @@ func (l *link) confirmed(ctx context.Context, t *mqtt.PublishToken, timeout time
 	if l.wire.took(t.MessageID()) {
 		return nil
 	}
-	if odd, ok := errors.AsType[fault](l.wire.why()); ok {
-		return odd
-	}
 	return err
 }
 
@@ -683,10 +683,13 @@ const (
 )
 
 func (w *wire) Read(b []byte) (int, error) {
+	if err := w.why(); err != nil {
+		return 0, err
+	}
 	n, err := w.in.Read(b)
-	for _, c := range b[:n] {
+	for i, c := range b[:n] {
 		if odd := w.see(c); odd != nil {
-			n, err = 0, odd
+			n, err = i, odd
 			break
 		}
 	}
