@@ -54,11 +54,15 @@ type IOTAConfig struct {
 // after the other, by time.
 //
 // Sent is what the broker has confirmed, with a PUBACK that came over the same
-// connection as the message. That is the broker's word, not the agent's: the agent
-// must subscribe at QoS 1 and without a clean session, or what comes while it is
-// away is lost behind us. Nobody can be asked what has arrived, so this is no
-// gateway.Reconciler: a message of unknown fate is sent again, with the same
-// TimeInstant, which in effect is the same measure.
+// connection as the message. That is the broker's word, not the agent's, and MQTT
+// 3.1.1 has none for no: the agent must subscribe at QoS 1 and without a clean
+// session (IOTA_MQTT_QOS=1, IOTA_MQTT_CLEAN=false), or what comes while it is away is
+// lost behind us; and a mosquitto confirms, and drops, what its access list denies or
+// its message_size_limit forbids (2.0.11), so that must be no less than MaxPayload.
+//
+// Nobody can be asked what has arrived, so this is no gateway.Reconciler: a message of
+// unknown fate is sent again, with the same TimeInstant, which in effect is the same
+// measure.
 type IOTA struct {
 	cfg     IOTAConfig
 	address string
@@ -566,7 +570,6 @@ func (s *IOTA) open(ctx context.Context) (*link, error) {
 			return nil, dialed
 		}
 		w = newWire(conn)
-		context.AfterFunc(attempt, w.abandon)
 		return w, nil
 	}
 	client := mqtt.NewClient(o)
@@ -574,20 +577,20 @@ func (s *IOTA) open(ctx context.Context) (*link, error) {
 	select {
 	case <-token.Done():
 	case <-attempt.Done():
-		client.Disconnect(0) // also one that is about to be made
+		client.Disconnect(0) // also one that is about to be made, within connectTimeout
 		return nil, context.DeadlineExceeded
 	}
 	switch err := token.Error(); {
 	case dialed != nil:
 		return nil, dialed
-	// A CONNACK of a code that paho does not know is no error to it.
-	case !w.establish():
+	case w.why() != nil: // paho closes it when it is refused, but a code that it does not know is no error to it
 		client.Disconnect(0)
 		if code := w.refused(); code != 0 {
 			return nil, code
 		}
-		return nil, cmp.Or(w.why(), err, net.ErrClosed)
+		return nil, w.why()
 	case err != nil:
+		client.Disconnect(0)
 		return nil, err
 	}
 	return &link{client, w}, nil
@@ -662,11 +665,10 @@ type wire struct {
 
 	ended chan struct{} // closed when it can no longer be read
 
-	mu          sync.Mutex
-	err         error           // why it has ended; nil: it has not
-	out         map[uint16]bool // messages under way, and whether their PUBACK has come
-	established bool
-	code        refusal
+	mu   sync.Mutex
+	err  error           // why it has ended; nil: it has not
+	out  map[uint16]bool // messages under way, and whether their PUBACK has come
+	code refusal
 }
 
 func newWire(conn net.Conn) *wire {
@@ -819,25 +821,6 @@ func (w *wire) refused() refusal {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.code
-}
-
-// establish says that the connection stands, if it does: from now on it is not
-// abandoned.
-func (w *wire) establish() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.established = w.err == nil && w.code == 0
-	return w.established
-}
-
-// abandon closes it, unless it is established.
-func (w *wire) abandon() {
-	w.mu.Lock()
-	established := w.established
-	w.mu.Unlock()
-	if !established {
-		w.Close()
-	}
 }
 
 func (w *wire) Close() error {
