@@ -83,6 +83,7 @@ var _ gateway.Sink = (*IOTA)(nil)
 const (
 	connectTimeout = 10 * time.Second // of a connection, to the CONNACK
 	writeTimeout   = 10 * time.Second // of a message into the kernel
+	handTimeout    = time.Second      // of a message to paho, which has nothing else to do
 	ackTimeout     = 20 * time.Second // default of IOTAConfig.Timeout
 
 	defaultPayload = 100_000
@@ -554,7 +555,7 @@ func (s *IOTA) open(ctx context.Context) (*link, error) {
 	o.CleanSession, o.AutoReconnect, o.ConnectRetry = true, false, false
 	o.Store = mqtt.NewMemoryStore()
 	o.KeepAlive, o.PingTimeout = 30, 10*time.Second // s
-	o.ConnectTimeout, o.WriteTimeout = connectTimeout, writeTimeout
+	o.ConnectTimeout, o.WriteTimeout = connectTimeout, handTimeout
 	if s.cfg.Credentials != nil {
 		var err error
 		if o.Username, o.Password, err = s.cfg.Credentials(); err != nil {
@@ -609,14 +610,12 @@ func (s *IOTA) dialTLS(ctx context.Context) (net.Conn, error) {
 	return secure, nil
 }
 
-// publish hands a message to paho. It returns once it is on its way.
+// publish hands a message to paho, once the one before it is written: paho then takes
+// it at once. On a link that ends at this moment it takes handTimeout, whatever ctx says.
 func (l *link) publish(ctx context.Context, topic string, payload []byte) (*mqtt.PublishToken, error) {
-	// Publish may block for writeTimeout on a link that has just ended, whatever ctx says.
-	handed := make(chan mqtt.Token, 1)
-	go func() { handed <- l.client.Publish(topic, 1, false, payload) }()
 	select {
-	case t := <-handed:
-		return t.(*mqtt.PublishToken), nil
+	case l.wire.writing <- struct{}{}:
+		return l.client.Publish(topic, 1, false, payload).(*mqtt.PublishToken), nil
 	case <-l.wire.ended:
 		return nil, errUnconfirmed
 	case <-ctx.Done():
@@ -663,7 +662,8 @@ type wire struct {
 	head                         [2]byte // of what follows the fixed header
 	first                        bool
 
-	ended chan struct{} // closed when it can no longer be read
+	ended   chan struct{} // closed when it can no longer be read
+	writing chan struct{} // full from when a message is handed to paho until it is written
 
 	mu   sync.Mutex
 	err  error           // why it has ended; nil: it has not
@@ -672,7 +672,7 @@ type wire struct {
 }
 
 func newWire(conn net.Conn) *wire {
-	return &wire{Conn: conn, in: bufio.NewReaderSize(conn, 4096), first: true, ended: make(chan struct{}), out: map[uint16]bool{}}
+	return &wire{Conn: conn, in: bufio.NewReaderSize(conn, 4096), first: true, ended: make(chan struct{}), writing: make(chan struct{}, 1), out: map[uint16]bool{}}
 }
 
 // The packets that a broker may send to a client that subscribes to nothing (some
@@ -764,13 +764,19 @@ func (w *wire) Write(b []byte) (int, error) {
 		w.mu.Lock()
 		w.out[id] = false
 		w.mu.Unlock()
+		defer func() {
+			select {
+			case <-w.writing:
+			default: // not handed over by publish: there is no such message
+			}
+		}()
 	}
 	_ = w.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	return w.Conn.Write(b)
 }
 
-// SetWriteDeadline does nothing: paho takes its deadlines off for a message while a
-// ping is being written.
+// SetWriteDeadline does nothing: Write sets its own. Paho's is that for handing over,
+// and it takes it off while a ping may be being written.
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 // publishID is the packet identifier of a PUBLISH of QoS 1.

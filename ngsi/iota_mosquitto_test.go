@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -219,21 +218,9 @@ func TestMosquittoKilled(t *testing.T) {
 	}
 	again := 0
 	for device, values := range received {
-		seen := map[float64]bool{}
-		var first []float64
-		for _, v := range values {
-			if !seen[v] {
-				seen[v] = true
-				first = append(first, v)
-			}
-		}
-		again += len(values) - len(first)
-		if len(first) != total || !slices.IsSorted(first) {
-			t.Errorf("%s: %d of %d have come, in order: %t", device, len(first), total, slices.IsSorted(first))
-		}
+		received[device] = firsts(values)
+		again += len(values) - len(received[device])
 	}
-	if len(received) != sensors {
-		t.Errorf("%d devices, want %d", len(received), sensors)
-	}
+	inOrder(t, received, sensors, total)
 	t.Logf("%d readings sent, %d Sends failed, %d readings came twice", total*sensors, failures, again)
 }
