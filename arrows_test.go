@@ -18,7 +18,7 @@ var house = map[string][]string{
 	"campus-gateway/drivers/bus":  {"periph.io/x/conn/v3", "periph.io/x/host/v3", "golang.org/x/sys"},
 	"campus-gateway/drivers/sim":  {"periph.io/x/conn/v3"},
 	"campus-gateway/live":         {"campus-gateway", "github.com/VictoriaMetrics/metrics"},
-	"campus-gateway/ngsi":         {"campus-gateway"},
+	"campus-gateway/ngsi":         {"campus-gateway", "github.com/eclipse/paho.mqtt.golang"},
 	"campus-gateway/ngsi/sandbox": {},
 	"campus-gateway/systemd":      {"github.com/godbus/dbus/v5"},
 	"campus-gateway/cmd/gateway": {

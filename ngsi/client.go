@@ -39,13 +39,14 @@ type answer struct {
 	verdict verdict
 	words   string // the broker's own; for keep: why, for people. The same trouble has the same words
 	cause   error
+	lost    bool // there is no connection, or none any more
 	after   time.Duration
 	body    []byte
 }
 
 // failure is a for the Forwarder.
 func (a answer) failure() error {
-	return &gateway.RetryError{Err: &failure{a.words, a.cause}, After: a.after}
+	return &gateway.RetryError{Err: &failure{a.words, a.cause}, After: a.after, Lost: a.lost}
 }
 
 type failure struct {
@@ -372,7 +373,7 @@ func (s *Sink) noAnswer(err error) answer { return noAnswer(s.cfg.URL, s.cfg.TLS
 // noAnswer says why there is none from that URL, and what to look at.
 func noAnswer(broker string, t *TLS, err error) answer {
 	words, cause := why(err, "broker", t)
-	return answer{words: fmt.Sprintf("no answer from %s: %s", broker, words), cause: cause}
+	return answer{words: fmt.Sprintf("no answer from %s: %s", broker, words), cause: cause, lost: true}
 }
 
 // why says why a server gives no answer. The words have no port or time that
