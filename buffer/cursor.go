@@ -348,3 +348,26 @@ func (s *segment) rejects() map[uint64][]byte {
 	})
 	return found
 }
+
+// Only lets go of every uplink but these: nothing is held back for one that is no
+// longer there. If it comes again, it begins at the oldest record kept. It returns
+// the names of those it has let go of.
+func (l *Log[R]) Only(names ...string) (released []string) {
+	l.commitMu.Lock() // so that no commit brings them back
+	defer l.commitMu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := maps.Clone(l.stored)
+	for name := range l.cursors {
+		known[name] = 0
+	}
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		if slices.Contains(names, name) {
+			continue
+		}
+		delete(l.cursors, name)
+		delete(l.stored, name)
+		released = append(released, name)
+	}
+	return released
+}

@@ -25,6 +25,7 @@ import (
 // Server serves a Board over HTTP, read only:
 //
 //	GET /api/v1/sensors   the newest reading and the state of every sensor, JSON
+//	GET /api/v1/uplinks   how the ways to the brokers are doing, JSON
 //	GET /healthz          200: the program answers
 //	GET /readyz           200: sensors are being read and kept; else 503
 //	GET /metrics          Prometheus text
@@ -40,6 +41,7 @@ type Server struct {
 	Board   *Board
 	Clock   *gateway.Clock  // puts the times right that are shown; may be nil
 	Metrics func(io.Writer) // the other rooms' metrics, appended to ours; may be nil
+	Uplinks func() []Uplink // may be nil
 	Log     *slog.Logger
 
 	Contexts fs.FS // JSON-LD @context files; may be nil
@@ -123,6 +125,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.HandleFunc("GET /api/v1/sensors", s.sensors)
+	mux.HandleFunc("GET /api/v1/uplinks", s.uplinks)
 	mux.HandleFunc("GET /metrics", s.metrics)
 	mux.HandleFunc("GET "+contextPath+"{name}", s.context)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -226,6 +229,24 @@ func (s *Server) sensors(w http.ResponseWriter, _ *http.Request) {
 			}
 		}
 		out.Sensors = append(out.Sensors, j)
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(out) // the client has gone: nobody is left to be told
+}
+
+func (s *Server) uplinks(w http.ResponseWriter, _ *http.Request) {
+	out := struct {
+		Gateway string   `json:"gateway"`
+		Uplinks []Uplink `json:"uplinks"`
+	}{s.Gateway, []Uplink{}}
+	if s.Uplinks != nil {
+		out.Uplinks = append(out.Uplinks, s.Uplinks()...)
+	}
+	for i := range out.Uplinks {
+		u := &out.Uplinks[i]
+		u.Seconds, u.Down = u.Latency.Seconds(), u.Down.UTC().Truncate(time.Second)
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	enc := json.NewEncoder(w)

@@ -28,6 +28,23 @@ type Sensor struct {
 	Newest  *gateway.Reading
 }
 
+// Uplink is how one way to a broker is doing.
+type Uplink struct {
+	Name     string        `json:"name"`
+	To       string        `json:"to"`
+	Broker   string        `json:"broker,omitempty"` // what it has said it is
+	Waiting  int           `json:"waiting_readings"`
+	Draining bool          `json:"draining"` // a backlog
+	Down     time.Time     `json:"down_since,omitzero"`
+	Why      string        `json:"why,omitempty"`
+	Sent     uint64        `json:"sent_readings"` // since start, as what follows
+	Rejected uint64        `json:"rejected_readings"`
+	Batch    int           `json:"batch_readings"` // as tuned, as what follows
+	Lanes    int           `json:"lanes"`
+	Latency  time.Duration `json:"-"`
+	Seconds  float64       `json:"latency_seconds"`
+}
+
 // Reset lists anew which sensors there are. What is known of those that stay,
 // by name and driver, stays.
 func (b *Board) Reset(sensors []Sensor) {

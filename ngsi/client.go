@@ -148,6 +148,7 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	if token != "" {
 		setToken(req.Header, s.cfg.AuthHeader, token)
 	}
+	s.sent.Add(uint64(max(0, req.ContentLength)) + headerBytes)
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"campus-gateway"
@@ -68,6 +69,7 @@ type IOTA struct {
 	address string
 	secure  string // the name in the broker's certificate; empty: no TLS
 	mapper  *Mapper
+	sent    atomic.Uint64 // bytes
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 
 	turn chan struct{} // held while link is looked at or made
@@ -150,6 +152,19 @@ func (s *IOTA) String() string { return "iota-json " + s.cfg.URL }
 // in an id at the agent and in an entity id made of it (where Orion refuses
 // < > " ' = ; ( ) and the agent's URLs & ? /). IDUnescape of each part is the way back.
 func (s *IOTA) Key(sensor string) string { return s.mapper.gateway + ":" + IDEscape(sensor) }
+
+// Requests are the messages that Send would publish; the API key is not in them.
+func (s *IOTA) Requests(rs []gateway.Reading) []Request {
+	b, _ := s.batch(rs)
+	var requests []Request
+	for _, m := range b.messages {
+		requests = append(requests, Request{Method: "PUBLISH", URL: s.cfg.URL + "/json/(API key)/" + m.device + "/attrs", Body: m.payload})
+	}
+	return requests
+}
+
+// Bytes is how many bytes were sent, but for headers: gateway.Meter.
+func (s *IOTA) Bytes() uint64 { return s.sent.Load() }
 
 // Close ends the connection, if there is one. A Send after it makes a new one.
 func (s *IOTA) Close() {
@@ -514,6 +529,7 @@ func (s *IOTA) failure(ctx context.Context, err error) error {
 type link struct {
 	client mqtt.Client
 	wire   *wire
+	sent   *atomic.Uint64 // the IOTA's
 }
 
 // connect is the present link, or a new one if it has ended. Its error is ready for
@@ -590,7 +606,7 @@ func (s *IOTA) open(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	s.cfg.TLS.answered()
-	return &link{client, w}, nil
+	return &link{client, w, &s.sent}, nil
 }
 
 func (s *IOTA) dialTLS(ctx context.Context) (net.Conn, error) {
@@ -613,6 +629,7 @@ func (s *IOTA) dialTLS(ctx context.Context) (net.Conn, error) {
 func (l *link) publish(ctx context.Context, topic string, payload []byte) (*mqtt.PublishToken, error) {
 	select {
 	case l.wire.writing <- struct{}{}:
+		l.sent.Add(uint64(len(topic) + len(payload)))
 		return l.client.Publish(topic, 1, false, payload).(*mqtt.PublishToken), nil
 	case <-l.wire.ended:
 		return nil, errUnconfirmed

@@ -58,6 +58,7 @@ type Sink struct {
 	dialect *dialect
 	mapper  *Mapper
 	client  *http.Client
+	sent    atomic.Uint64 // bytes
 
 	mu       sync.Mutex
 	opened   bool                 // the broker has taken something: the tenant is there
@@ -209,6 +210,13 @@ func (s *Sink) Date(ctx context.Context) (now time.Time, within time.Duration, e
 	now = date.Add(time.Second/2 + took/2 + time.Since(begun) - took)
 	return now, time.Second + took, nil
 }
+
+// headerBytes is about what the head of a request takes.
+const headerBytes = 400
+
+// Bytes is how many bytes were sent, about: bodies as they are, heads by their usual
+// size. It is gateway.Meter.
+func (s *Sink) Bytes() uint64 { return s.sent.Load() }
 
 // Close lets go of idle connections, and ends Config.Auth.
 func (s *Sink) Close() {

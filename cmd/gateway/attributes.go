@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"campus-gateway"
@@ -114,7 +115,7 @@ func (d *decoder) attributes(n *yaml.Node, path string, s *sensorConfig, c *conf
 		d.addf(at, field, "%v", err)
 	}
 	sound := len(d.list) == before
-	if typ := t.EntityType; ngsi.Foreign(typ) && c.Broker.API == "ngsi-ld" && c.Contexts.Types[typ] == "" {
+	if typ := t.EntityType; ngsi.Foreign(typ) && slices.ContainsFunc(c.Uplinks, (*uplinkConfig).linked) && c.Contexts.Types[typ] == "" {
 		d.addf(d.at(&s.Entity.Type, n), join(path, "entity.type"), "NGSI-LD needs the @context of %s: write its URL under contexts, as `types: {%s: https://…}`", typ, typ)
 	}
 	return sound

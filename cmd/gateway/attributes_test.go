@@ -97,7 +97,7 @@ sensors:
 	if err != nil {
 		t.Fatal(err)
 	}
-	sink, err := newSink(c, gateway.NewClock(), newLogger(io.Discard), ngsi.Host{Software: "v9"})
+	sink, err := newBroker(c, c.Uplinks[0], gateway.NewClock(), newLogger(io.Discard), ngsi.Host{Software: "v9"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,11 +111,11 @@ func TestConfigAuthFaults(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		side, err := c.Broker.TLS.client(time.Now, nil)
+		side, err := c.Uplinks[0].TLS.client(time.Now, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := c.Broker.Auth.owner(dir, "broker", side, nil)
+		a, err := c.Uplinks[0].Auth.owner(dir, "broker", side, nil)
 		if err != nil || (a == nil) != (name == "none" || name == "pin") {
 			t.Errorf("%s: %v %v", name, a, err)
 		}

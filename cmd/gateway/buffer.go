@@ -487,7 +487,7 @@ says, /ngsi-ld/v1/entityOperations/upsert.`,
 			if err != nil {
 				return statusError{fmt.Errorf("NGSI needs the sensors' configuration: %w", err), exitConfig}
 			}
-			if sink, err = newSink(c, gateway.NewClock(), quiet, ngsi.Host{}); err != nil {
+			if sink, err = exportSink(c); err != nil {
 				return err
 			}
 			defer sink.Close()
@@ -507,6 +507,20 @@ says, /ngsi-ld/v1/entityOperations/upsert.`,
 		return errors.Join(err, flush(), out.Flush())
 	}
 	return cmd
+}
+
+// exportSink writes the NGSI of the first uplink that takes it.
+func exportSink(c *config) (*ngsi.Sink, error) {
+	for _, u := range c.Uplinks {
+		if u.API != iotaJSON {
+			b, err := newBroker(c, u, gateway.NewClock(), quiet, ngsi.Host{})
+			if err != nil {
+				return nil, err
+			}
+			return b.(*ngsi.Sink), nil
+		}
+	}
+	return nil, errors.New("the configuration has no uplink to an NGSI broker: choose --format csv or jsonl")
 }
 
 // exporter returns what writes readings in a format, and what ends it.

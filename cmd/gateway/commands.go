@@ -83,7 +83,7 @@ line itself and what to write instead. Exit status 0: none.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: gateway %s, %d sensors, broker %s\n", args[0], c.Gateway.ID, len(c.Sensors), c.Broker.URL)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: gateway %s, %d sensors, %s\n", args[0], c.Gateway.ID, len(c.Sensors), destinations(c))
 			return nil
 		},
 	}

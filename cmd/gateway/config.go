@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -25,8 +24,11 @@ import (
 // config is a whole, valid configuration: what readConfig returns has every
 // default filled in and every part checked.
 type config struct {
-	Gateway  gatewayConfig  `yaml:"gateway"`
-	Broker   brokerConfig   `yaml:"broker"`
+	Gateway gatewayConfig `yaml:"gateway"`
+	Broker  *uplinkConfig `yaml:"broker"` // one uplink; it is in Uplinks, too
+
+	Uplinks []*uplinkConfig `yaml:"uplinks"`
+
 	Log      logConfig      `yaml:"log"`
 	Clock    clockConfig    `yaml:"clock"`
 	Live     liveConfig     `yaml:"live"`
@@ -44,17 +46,6 @@ type gatewayConfig struct {
 type location struct {
 	Longitude float64 `yaml:"longitude"`
 	Latitude  float64 `yaml:"latitude"`
-}
-
-type brokerConfig struct {
-	URL         string        `yaml:"url"`
-	API         string        `yaml:"api"` // ngsi-v2 or ngsi-ld
-	Service     string        `yaml:"service"`
-	ServicePath string        `yaml:"service_path"`
-	Tenant      string        `yaml:"tenant"`
-	Auth        authConfig    `yaml:"auth"`
-	TLS         tlsConfig     `yaml:",inline"`
-	Timeout     time.Duration `yaml:"timeout"`
 }
 
 type logConfig struct {
@@ -122,7 +113,6 @@ func defaultConfig() config {
 	host, _ := os.Hostname() // empty: then the id must be configured
 	return config{
 		Gateway: gatewayConfig{ID: host, Site: "indoor"},
-		Broker:  brokerConfig{API: "ngsi-v2", ServicePath: "/", Timeout: 30 * time.Second, Auth: authConfig{Header: "bearer"}},
 		Log:     logConfig{Dir: stateDir(), Window: time.Second, MaxSize: 256 << 20, MinFree: 200 << 20, Full: string(buffer.DropOldest)},
 		Clock:   clockConfig{Hold: 10 * time.Minute},
 		Live:    liveConfig{HTTP: httpConfig{Listen: "127.0.0.1:8080"}},
@@ -167,7 +157,7 @@ func readConfig(file string, src []byte) (*config, error) {
 	}
 	d.document(root, &c, &sensors.List)
 	d.gateway(root, &c.Gateway)
-	d.broker(root, &c.Broker)
+	d.uplinks(root, &c)
 	d.log(root, &c.Log)
 	d.clock(root, &c.Clock)
 	d.live(root, &c.Live)
@@ -201,7 +191,7 @@ func (d *decoder) document(root *yaml.Node, c *config, sensors *yaml.Node) {
 		if x := &d.list[i]; x.path == "sensors" {
 			x.text = "the key is here a second time: keep one"
 		} else if strings.HasPrefix(x.text, "unknown key") && !strings.Contains(x.path, ".") {
-			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "contexts", "gateway", "live", "log", "sensors"})
+			x.text = "unknown key" + suggest(x.path, []string{"broker", "clock", "contexts", "gateway", "live", "log", "sensors", "uplinks"})
 		}
 	}
 }
@@ -238,43 +228,6 @@ func (d *decoder) oneOf(v *string, n *yaml.Node, path string, words ...string) {
 	if !slices.Contains(words, *v) {
 		d.addf(d.at(v, n), path, "%q is not one of %s", *v, strings.Join(words, ", "))
 	}
-}
-
-func (d *decoder) broker(root *yaml.Node, b *brokerConfig) {
-	at := d.at(&b.URL, root)
-	if s := key(root, "broker"); s != nil {
-		at = d.at(&b.URL, s)
-	}
-	u, err := url.Parse(b.URL)
-	switch {
-	case b.URL == "":
-		d.addf(at, "broker.url", "there is no broker: write its URL, such as http://orion.campus.example:1026")
-	case err != nil:
-		d.addf(at, "broker.url", "not a URL: write it as http://host:1026")
-		d.list[len(d.list)-1].secret = strings.Contains(b.URL, "@")
-	case u.User != nil:
-		d.addf(at, "broker.url", "a user or password does not belong in the URL: write the token's file under broker.auth.token_file")
-		d.list[len(d.list)-1].secret = true
-	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		d.addf(at, "broker.url", "%q: want http:// or https:// and a host, such as http://orion.campus.example:1026", b.URL)
-	case u.RawQuery != "" || u.Fragment != "":
-		d.addf(at, "broker.url", "%q: leave out what comes after ? or #", b.URL)
-	}
-	d.oneOf(&b.API, root, "broker.api", "ngsi-v2", "ngsi-ld")
-	if !regexp.MustCompile(`^[a-z0-9_]{0,50}$`).MatchString(b.Service) {
-		d.addf(d.at(&b.Service, root), "broker.service", "%q: want up to 50 lower-case letters, digits and _", b.Service)
-	}
-	if !regexp.MustCompile(`^/$|^(/[A-Za-z0-9_]{1,50}){1,10}$`).MatchString(b.ServicePath) {
-		d.addf(d.at(&b.ServicePath, root), "broker.service_path", "%q: want / or up to ten levels of letters, digits and _, such as /settat/lab", b.ServicePath)
-	}
-	if !regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`).MatchString(b.Tenant) {
-		d.addf(d.at(&b.Tenant, root), "broker.tenant", "%q: want letters, digits and _ . -", b.Tenant)
-	}
-	if b.Timeout < time.Second || b.Timeout > 10*time.Minute {
-		d.addf(d.at(&b.Timeout, root), "broker.timeout", "%v is outside 1s..10m", b.Timeout)
-	}
-	d.auth(root, "broker.auth", &b.Auth)
-	d.tls(root, "broker", &b.TLS)
 }
 
 func (d *decoder) log(root *yaml.Node, l *logConfig) {

@@ -62,7 +62,7 @@ func TestKill9(t *testing.T) {
 	address, view := freeAddress(t), freeAddress(t)
 	file := filepath.Join(t.TempDir(), "gateway.yaml")
 	if err := os.WriteFile(file, fmt.Appendf(nil, `gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}
-broker: {url: "http://%s"}
+broker: {url: "http://%s", spread: 1s}
 log: {dir: %q, window: 0s}
 clock: {hold: 0s}
 live: {http: {listen: %q}}

@@ -15,7 +15,6 @@ import (
 	"campus-gateway/drivers"
 	"campus-gateway/drivers/bus"
 	"campus-gateway/live"
-	"campus-gateway/ngsi"
 	"campus-gateway/systemd"
 
 	"github.com/spf13/cobra"
@@ -72,7 +71,7 @@ func run(ctx context.Context, file string, c *config, host drivers.Host, log *sl
 	watching := start(reloads)
 	defer watching.stop()
 	return serve(ctx, c, p, reloads.next, func(c *config) {
-		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "broker", c.Broker.URL, "version", version)
+		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "uplinks", len(c.Uplinks), "to", c.Uplinks[0].URL, "version", version)
 		notify(log, systemd.Ready, fmt.Sprintf("STATUS=%d sensors", len(c.Sensors)))
 	}, func() { notify(log, systemd.Stopping) })
 }
@@ -95,8 +94,12 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	p := &parts{
 		log: log, clock: clock, opener: &drivers.Opener{Host: host},
 		queue: q, board: board, keep: &keeper{board: board, queue: q, clock: clock, log: log},
+		tuned: readTunings(c.Log.Dir),
 	}
 	return p, func() {
+		if err := p.tuned.write(); err != nil {
+			log.Warn("what was found out about the brokers is not kept: it is found out again", "why", err)
+		}
 		p.clock.Close()
 		if err := q.Close(); err != nil {
 			log.Error("log not closed", "why", err)
@@ -199,7 +202,7 @@ func dryRun(ctx context.Context, c *config, host drivers.Host, out io.Writer, lo
 
 // printer is a Sink that prints the requests another would send.
 type printer struct {
-	sink *ngsi.Sink
+	sink broker
 	out  io.Writer
 }
 

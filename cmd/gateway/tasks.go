@@ -12,8 +12,6 @@ import (
 	"campus-gateway/drivers"
 	"campus-gateway/live"
 	"campus-gateway/ngsi"
-
-	"github.com/VictoriaMetrics/metrics"
 )
 
 // task is one thing the daemon does until it is told to stop. Run returns nil
@@ -54,9 +52,12 @@ func (g *group) stop() {
 // stopped, and waited for, before the one it feeds.
 type plan struct {
 	sensing []task // the sensors, and who shows them
-	uplinks []task // the forwarders
+	uplinks []task // the forwarders, and the clock they date by
 	view    *live.Server
-	close   func() // lets go of what the tasks have used
+
+	forwarding []*uplink
+
+	close func() // lets go of what the tasks have used
 }
 
 // parts are what stays while configurations come and go.
@@ -67,6 +68,7 @@ type parts struct {
 	queue  *buffer.Log[gateway.Reading]
 	board  *live.Board
 	keep   *keeper
+	tuned  *tunings
 
 	trust   bool      // the machine's clock, as it is
 	printTo io.Writer // where a dry run shows what it does not send; else nil
@@ -74,21 +76,41 @@ type parts struct {
 
 // buildTasks turns a configuration into tasks. It opens nothing.
 func buildTasks(c *config, p *parts) (*plan, error) {
-	broker, err := newSink(c, p.clock, p.log, thisMachine())
-	if err != nil {
-		return nil, err
+	plan := &plan{}
+	var brokers []broker
+	var names []string
+	plan.close = func() {
+		p.tuned.note(plan.forwarding)
+		for _, b := range brokers {
+			b.Close()
+		}
 	}
-	var sink gateway.Sink = broker
-	if p.printTo != nil {
-		sink = &printer{sink: broker, out: p.printTo}
+	for _, u := range c.Uplinks {
+		b, err := newBroker(c, u, p.clock, p.log, thisMachine())
+		if err != nil {
+			plan.close()
+			return nil, fmt.Errorf("uplink %s: %w", u.Name, err)
+		}
+		brokers, names = append(brokers, b), append(names, u.Name)
+		cursor, err := p.queue.Cursor(u.Name)
+		if err != nil {
+			plan.close()
+			return nil, err
+		}
+		var sink gateway.Sink = b
+		if p.printTo != nil {
+			sink = &printer{sink: b, out: p.printTo}
+		}
+		plan.forwarding = append(plan.forwarding, newUplink(u, cursor, sink, p))
 	}
-	cursor, err := p.queue.Cursor("broker")
-	if err != nil {
-		return nil, err
+	for _, name := range p.queue.Only(names...) {
+		p.log.Warn("an uplink is no longer configured: the log keeps nothing back for it", "uplink", name)
 	}
-	p.follow(c, broker)
-	forwarder := &gateway.Forwarder{Queue: cursor, Sink: sink, Dater: p.clock, Log: p.log}
-	plan := &plan{uplinks: []task{p.clock, forwarder}, close: broker.Close}
+	p.follow(c, brokers)
+	plan.uplinks = []task{p.clock}
+	for _, u := range plan.forwarding {
+		plan.uplinks = append(plan.uplinks, u)
+	}
 	var lines []live.Sensor
 	for i := range c.Sensors {
 		s := &c.Sensors[i]
@@ -111,36 +133,21 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 			Listen: listen, Gateway: c.Gateway.ID, Board: p.board, Clock: p.clock, Log: p.log, Contexts: ngsi.Contexts(),
 			Metrics: func(w io.Writer) {
 				p.keep.writeMetrics(w)
-				writeMetrics(w, forwarder.Stats())
+				for _, u := range plan.forwarding {
+					u.writeMetrics(w)
+				}
 				writeClock(w, p.clock)
+			},
+			Uplinks: func() (list []live.Uplink) {
+				for _, u := range plan.forwarding {
+					list = append(list, u.live())
+				}
+				return list
 			},
 		}
 		plan.sensing = append(plan.sensing, plan.view)
 	}
 	return plan, nil
-}
-
-// newSink is the configured broker, told of readings taken on that machine.
-func newSink(c *config, clock *gateway.Clock, log *slog.Logger, on ngsi.Host) (*ngsi.Sink, error) {
-	m := newMapper(c).On(on)
-	warn := func(text string) func(error) { return func(err error) { log.Warn(text, "why", err) } }
-	// The gateway's clock: with the machine's in the past, no certificate would be valid yet.
-	tls, err := c.Broker.TLS.client(clock.Now, warn("certificates"))
-	if err != nil {
-		return nil, err
-	}
-	auth, err := c.Broker.Auth.owner(c.Log.Dir, "broker", tls, warn("the broker's token"))
-	if err != nil {
-		return nil, err
-	}
-	return ngsi.New(ngsi.Config{
-		URL: c.Broker.URL, API: c.Broker.API,
-		Service: c.Broker.Service, ServicePath: c.Broker.ServicePath, Tenant: c.Broker.Tenant,
-		Auth: auth, AuthHeader: c.Broker.Auth.Header,
-		Contexts: c.Contexts.urls(),
-		TLS:      tls, Timeout: c.Broker.Timeout,
-		Warn: warn("the description of a sensor is not at the broker; its readings are not affected"),
-	}, m)
 }
 
 func newMapper(c *config) *ngsi.Mapper {
@@ -149,21 +156,6 @@ func newMapper(c *config) *ngsi.Mapper {
 		things = append(things, c.Sensors[i].thing(c))
 	}
 	return ngsi.NewMapper(c.Gateway.ID, things)
-}
-
-// writeMetrics writes the uplink's metrics.
-func writeMetrics(w io.Writer, f gateway.ForwarderStats) {
-	metrics.WriteCounterUint64(w, "gateway_uplink_sent_readings_total", f.Sent)
-	metrics.WriteCounterUint64(w, "gateway_uplink_rejected_readings_total", f.Rejected)
-	metrics.WriteCounterUint64(w, "gateway_uplink_failures_total", f.Failures)
-	up := uint64(0)
-	if f.Down.IsZero() {
-		up = 1
-	}
-	metrics.WriteGaugeUint64(w, "gateway_uplink_up", up)
-	if !f.Last.IsZero() {
-		metrics.WriteGaugeUint64(w, "gateway_uplink_last_success_timestamp_seconds", uint64(f.Last.Unix()))
-	}
 }
 
 // serve runs configurations, one after the other, until ctx ends. next gives

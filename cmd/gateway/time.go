@@ -44,12 +44,17 @@ func (r records) Age(x gateway.Reading) (time.Duration, bool) {
 }
 
 // follow says where the clock learns the time, under a configuration.
-func (p *parts) follow(c *config, broker *ngsi.Sink) {
+func (p *parts) follow(c *config, brokers []broker) {
 	p.clock.Hold = c.Clock.Hold
 	p.clock.Sources = []gateway.Source{
 		{Name: "timesyncd", Ask: own(systemd.Timesyncd)},
 		{Name: "timedate1", Ask: own(systemd.Timedate)},
-		{Name: "broker", After: lastResort, Ask: broker.Date},
+	}
+	for _, b := range brokers {
+		if b, ok := b.(*ngsi.Sink); ok {
+			p.clock.Sources = append(p.clock.Sources, gateway.Source{Name: "broker", After: lastResort, Ask: b.Date})
+			break
+		}
 	}
 	switch {
 	case p.trust:
