@@ -130,3 +130,34 @@ func TestTunings(t *testing.T) {
 		}
 	}
 }
+
+// An IoT Agent is an uplink as any: checked, dry-run without its key shown, and named by
+// what it is.
+func TestAgentUplink(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("canary-4711\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}\nbroker: {api: iota-json, url: \"mqtt://mqtt.campus.example\", api_key_file: %q}\nlog: {dir: %q}\nlive: {http: {listen: \"off\"}}\nclock: {hold: 0s}\nsensors:\n  - {name: climate, driver: bme280, interval: 100ms}\n", key, filepath.Join(t.TempDir(), "log")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log, out syncBuffer
+	p, closeLog, err := newParts(c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 60))}, newLogger(&log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.printTo = &out
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, c, p, nil, func(*config) {}, func() {}) }()
+	await(t, "a message", func() bool { return strings.Contains(out.String(), "\"temperature\":") })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	closeLog()
+	if text := out.String(); !strings.Contains(text, "PUBLISH mqtt://mqtt.campus.example:1883/json/(API key)/gw-1:climate/attrs") || strings.Contains(text+log.String(), "canary") {
+		t.Errorf("%s\n%s", text, log.String())
+	}
+}
