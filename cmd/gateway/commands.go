@@ -181,9 +181,10 @@ gateway:
     longitude: -7.62
     latitude: 33.00
 
-broker:
+broker:                          # or a list of several, each with a name: uplinks: [{name: campus, url: …}, …]
   url: http://orion.campus.example:1026
-  # api: ngsi-v2                 # ngsi-v2 or ngsi-ld
+  # api: ngsi-v2                 # or ngsi-ld: which broker it is, the gateway asks (orion, orion-ld, scorpio and
+  #                              # stellio say it); or iota-json: an IoT Agent over MQTT, see the end of this part
   # service: campus              # the tenant, NGSIv2 (Fiware-Service)
   # service_path: /              # NGSIv2 (Fiware-ServicePath)
   # tenant: campus               # NGSI-LD (NGSILD-Tenant)
@@ -198,6 +199,19 @@ broker:
   # cert_file: …                 # and key_file: our own certificate, where the broker asks for one
   # pin: [sha256/…]              # keys of which the broker's chain must have one
   # timeout: 30s                 # of one request
+  # history: all                 # latest: after an outage only the newest state is sent, the backlog is passed over
+  # linger: 200ms                # how long a reading waits for others, to go in one request
+  # latency: 500ms               # that a request may have: batch and lanes are tuned to it, unless written
+  # batch: 100                   # readings of a request, 1..500
+  # lanes: 1                     # requests at a time while a backlog is drained, 1..8
+  # rate: 64KiB                  # in a second, at most; unset: no limit
+  # spread: 40s                  # over which a campus of gateways spreads its first tries after a lost connection
+  # flow_control: false          # true for an Orion that runs with -notifFlowControl
+  #
+  # api: iota-json               # with url: mqtt://mqtt.campus.example:1883 (or mqtts://)
+  # api_key_file: /etc/gateway/secrets/api-key   # of the agent's device group; or api_key_env
+  # username: gw-a101            # and password_file or password_env, where the MQTT broker wants them
+  # client_id: …                 # default: campus-gateway-<gateway id>
 
 log:                             # keeps readings while the broker is away
   # dir: /var/lib/gateway/log
