@@ -113,8 +113,14 @@ const (
 // none stands for the number of a reading that is sent and has none.
 const none = math.MaxUint64
 
-// forwarding is one Run. All but fly is of one goroutine, so that nothing here needs
-// a lock.
+// forwarding is one Run. All of it but a flight's do is of one goroutine, so that
+// nothing here needs a lock.
+//
+// The log is one line of numbers. The lanes are fed with all readings in that order;
+// what is settled, in whatever order, is noted in done, and acknowledged up to the
+// first that is not. After a failure the lanes are emptied and fed anew from there.
+// While there is a backlog, what comes is looked at past it (scan), and express sends
+// beside the lanes what need not wait: it claims readings, and the lanes pass those over.
 type forwarding struct {
 	*Forwarder
 	ctx     context.Context // of what is sent
@@ -384,7 +390,7 @@ func (f *forwarding) source(sensor string, number uint64) *source {
 	return s
 }
 
-// waiting is how many readings the lanes may have.
+// window is how many readings the lanes may have.
 func (f *forwarding) window() int { return max(3*f.tuner.size()*max(1, len(f.lanes)), 100) }
 
 // late reports whether so many readings are a backlog.
@@ -465,6 +471,17 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 	if f.undated {
 		return
 	}
+	f.Queue.Hold(end, f.from, f.to) // what is read keeps its number
+	f.read(end)
+	f.settled(0)
+	f.Queue.Hold(f.at, f.from, f.to)
+	if f.at >= f.end && !f.draining {
+		f.seen = time.Time{}
+	}
+}
+
+// read fills the lanes with what comes before end.
+func (f *forwarding) read(end uint64) {
 	free := f.window()
 	for _, l := range f.lanes {
 		free -= len(l.rs)
@@ -501,14 +518,9 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 			f.lanes[s.lane%len(f.lanes)].add(r, n)
 		}
 		f.done.settle(first+uint64(len(rs)), next)
-		f.at, f.undated = next, false
+		f.at = next
 		free -= len(rs)
 	}
-	if f.at >= f.end && !f.draining {
-		f.seen = time.Time{}
-	}
-	f.settled(0)
-	f.Queue.Hold(f.at, f.from, f.to)
 }
 
 func (f *forwarding) dated(r Reading) (Reading, bool) {
@@ -576,11 +588,13 @@ func (f *forwarding) state() {
 			f.blind = f.end // what was known of these numbers is so no more
 			return
 		}
-		if r, ok := f.dated(s.newest); ok {
-			s.stated = s.number
-			f.claim(r, n)
-			room--
+		r, ok := f.dated(s.newest)
+		if f.undated = !ok; f.undated {
+			return
 		}
+		s.stated = s.number
+		f.claim(r, n)
+		room--
 	}
 }
 
