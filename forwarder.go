@@ -555,7 +555,7 @@ func (f *forwarding) follow() {
 		for i, r := range rs {
 			n := first + uint64(i)
 			s := f.source(r.Sensor, n)
-			if live && n >= f.mark && (s.last == 0 || f.done.settled(s.last-1)) {
+			if live && n >= f.mark && (s.last == 0 || f.done.settled(s.last-1) || planted == "overtake") {
 				r, ok := f.dated(r)
 				if !ok || room == 0 { // later, or the lanes would overtake what express has of it
 					f.scan = n
@@ -675,7 +675,7 @@ func (fl *flight) do(ctx context.Context) {
 	}
 	rs := fl.rs
 	var places []int // in fl.rs
-	if fl.doubt {
+	if fl.doubt && planted != "send-unasked" {
 		if fl.held, fl.err = fl.sink.(Reconciler).Held(ctx, rs); fl.err != nil {
 			return
 		}
@@ -750,7 +750,7 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	for i, r := range fl.rs {
 		number := fl.numbers[i]
 		s := f.source(r.Sensor, number)
-		if fl.doubt {
+		if fl.held != nil {
 			s.doubted = s.doubted && (fl.held[i] || fl.past) // in order: what follows is not there either
 			if fl.held[i] {
 				held++

@@ -133,6 +133,116 @@ func TestThin(t *testing.T) {
 	}
 }
 
+// A log that is full thins out, but not what an uplink goes by the numbers of.
+func TestHold(t *testing.T) {
+	for _, held := range []bool{true, false} {
+		rng := rand.New(rand.NewPCG(6, 6))
+		l, err := Open(t.TempDir(), tagged{}, Options{MaxSize: 8 << 20, Full: ThinOldest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Cursor("broker")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var put []string
+		for len(put) < 40_000 {
+			var rs []string
+			for range 100 {
+				rs = append(rs, noise(rng, "room", len(put)+len(rs)))
+			}
+			put = append(put, rs...)
+			if err := l.Put(rs...); err != nil {
+				t.Fatal(err)
+			}
+			if held && len(put) == 5000 {
+				c.Hold(501, 3001, 3501)
+			}
+			l.tend()
+		}
+		same := func(from, to uint64) bool { // the first number is 1
+			for n := from; n < to; {
+				rs, first, next, err := c.Read(n, int(to-n))
+				if err != nil || first != n || next == n || !slices.Equal(rs, put[n-1:n-1+uint64(len(rs))]) {
+					return false
+				}
+				n = next
+			}
+			return true
+		}
+		if got := same(1, 501) && same(3001, 3501); got != held {
+			t.Errorf("held: %v, as they were: %v", held, got)
+		}
+		if same(1001, 1501) || same(6001, 6501) {
+			t.Error("the rest is not thinned out")
+		}
+		last := -1 // what is read lies at its numbers, in order, whatever was thinned
+		for n := uint64(1); ; {
+			rs, first, next, err := c.Read(n, 777)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if next == n {
+				break
+			}
+			if first < n || next < first+uint64(len(rs)) {
+				t.Fatalf("read from %d: %d…%d, %d records", n, first, next, len(rs))
+			}
+			for _, r := range rs {
+				if numberOf(r) <= last {
+					t.Fatalf("%d after %d", numberOf(r), last)
+				}
+				last = numberOf(r)
+			}
+			n = next
+		}
+		if last != len(put)-1 {
+			t.Errorf("the last is %d", last)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An uplink that is taken away holds nothing back, also over a restart.
+func TestOnly(t *testing.T) {
+	dir := t.TempDir()
+	l, a := open(t, dir, Options{})
+	b, err := l.Cursor("campus")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Put(numbers(0, 100)...); err != nil {
+		t.Fatal(err)
+	}
+	drain(t, a, 10)
+	if b.Depth() != 100 || l.Stats().Depth != 100 {
+		t.Errorf("%d, %d wait", b.Depth(), l.Stats().Depth)
+	}
+	if got := l.Only("broker"); !slices.Equal(got, []string{"campus"}) {
+		t.Errorf("%q", got)
+	}
+	if got := l.Only("broker"); len(got) != 0 || l.Stats().Depth != 0 {
+		t.Errorf("%q, %d wait", got, l.Stats().Depth)
+	}
+	if err := l.Put(numbers(100, 101)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, a = open(t, dir, Options{})
+	defer l.Close()
+	check(t, drain(t, a, 10), numbers(100, 101))
+	if b, err = l.Cursor("campus"); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Only("broker", "campus"); len(got) != 0 {
+		t.Errorf("%q", got)
+	}
+}
+
 func folderSize(t *testing.T, dir string) (n int64) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(dir, "log-*"))
@@ -424,7 +534,16 @@ func TestMemory(t *testing.T) {
 	if s := l.Stats(); s.Failing != nil || s.Volatile == "memory" || len(told) != 2 || told[1] != nil {
 		t.Fatalf("not moved: %+v, told %v", s, told)
 	}
+	if rs, _, next, err := c.Read(inFlight, 5); len(rs) != 0 || next != inFlight || err != nil {
+		t.Errorf("read by a number of then: %q, %d, %v", rs, next, err)
+	}
 	c.Ack(inFlight) // of then: it must not be taken for what has the number now
+	if first, end, anew := c.Bounds(); !anew || end-first != uint64(l.Stats().Depth) {
+		t.Errorf("bounds %d, %d, %v; %d wait", first, end, anew, l.Stats().Depth)
+	}
+	if _, _, anew := c.Bounds(); anew {
+		t.Error("it is told twice")
+	}
 	check(t, drain(t, c, 7), append([]string{"from before"}, numbers(60, 150)...))
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
