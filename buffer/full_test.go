@@ -235,7 +235,7 @@ func TestOnly(t *testing.T) {
 	l, a = open(t, dir, Options{})
 	defer l.Close()
 	check(t, drain(t, a, 10), numbers(100, 101))
-	if b, err = l.Cursor("campus"); err != nil {
+	if _, err = l.Cursor("campus"); err != nil {
 		t.Fatal(err)
 	}
 	if got := l.Only("broker", "campus"); len(got) != 0 {
