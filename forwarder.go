@@ -34,7 +34,7 @@ type Forwarder struct {
 	Tuned  Tuned         // what was found out before
 	Linger time.Duration // how long a first reading waits for company; default 200 ms
 	Flush  time.Duration // how long it may go on after ctx has ended; default 3 s
-	Spread time.Duration // over which the first try after a lost connection is spread; default 40 s, see wait
+	Spread time.Duration // over which the first try after a lost connection is spread; default 60 s, see wait
 	Rate   int           // bytes a second, at most, on the average; 0: as fast as can be; of a Meter
 	Latest bool          // only the newest state matters: a backlog is passed over
 	Log    *slog.Logger  // default: none
@@ -86,7 +86,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	f.Target = cmp.Or(f.Target, 500*time.Millisecond)
 	f.Linger = cmp.Or(f.Linger, 200*time.Millisecond)
 	f.Flush = cmp.Or(f.Flush, 3*time.Second)
-	f.Spread = cmp.Or(f.Spread, 40*time.Second)
+	f.Spread = cmp.Or(f.Spread, longestBackOff)
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
@@ -143,9 +143,11 @@ type forwarding struct {
 	seen      time.Time       // since when something unread waits; zero: nothing does
 	undated   bool            // the next reading for the lanes cannot be dated until changed
 	changed   <-chan struct{}
-	asked     bool // the Sink, since the start or the outage
-	open      bool // the circuit: nothing gets through, one try at a time
-	failures  int  // in a row
+	asked     bool      // the Sink, since the start or the outage
+	open      bool      // the circuit: nothing gets through, one try at a time
+	failures  int       // in a row
+	losses    int       // of the connection, in a row
+	alone     time.Time // one Send at a time until then, so on one connection
 	retry     time.Time
 	reset     bool // as soon as nothing is under way, the lanes begin anew at what is not settled
 	stale     bool // what is under way has numbers that mean nothing now
@@ -612,15 +614,18 @@ func (f *forwarding) launch(now time.Time) {
 		}
 		return
 	}
-	if f.express.flying == 0 {
+	if f.express.flying == 0 && !f.busy(now) {
 		f.send(&f.express, nil)
 	}
 	for _, l := range f.lanes {
-		if l.flying == 0 && !now.Before(l.until) && !now.Before(f.clear) {
+		if l.flying == 0 && !f.busy(now) && !now.Before(l.until) && !now.Before(f.clear) {
 			f.send(l, f.past)
 		}
 	}
 }
+
+// busy reports whether what is under way is all that may be.
+func (f *forwarding) busy(now time.Time) bool { return f.flying > 0 && now.Before(f.alone) }
 
 // send sends the next batch of a lane, to where the past goes if that is a place of
 // its own; unless another try is under way while the circuit is open.
@@ -758,18 +763,21 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	}
 	fl.lane.drop(n)
 	f.settled(0)
-	if !f.reset { // another try may have failed meanwhile
-		f.open, f.failures = false, 0
-	}
 	now := time.Now()
+	if !f.reset { // another try may have failed meanwhile
+		if f.losses > 0 { // a campus is coming back, and nobody takes a second connection before all have one
+			f.alone = now.Add(f.Spread + rand.N(f.Spread))
+		}
+		f.open, f.failures, f.losses = false, 0, 0
+	}
 	_, skipped := fl.sink.(skipper)
 	if fl.took > 0 && !skipped {
 		f.tuner.landed(n-held, fl.took)
 		if f.draining && fl.lane != &f.express {
-			if f.tuner.loaded && f.rate > 0 { // catch up at twice the live rate at most
-				fl.lane.until = now.Add(min(time.Duration(float64(n)/f.rate/2*float64(time.Second))-fl.took, longestPace))
+			if f.tuner.loaded && f.rate > 0 {
+				fl.lane.until = now.Add(min(rest*fl.took, time.Duration(float64(n)/f.rate*float64(time.Second))-fl.took))
 			}
-			if f.end-f.at > uint64(f.window()) && f.tuner.drained(n-held, now) {
+			if f.end-f.at > uint64(f.window()) && !now.Before(f.alone) && f.tuner.drained(n-held, now) {
 				f.reset = true
 			}
 		}
@@ -794,8 +802,12 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	}
 }
 
-// longestPace is the longest that a lane is kept back to spare a loaded broker.
-const longestPace = time.Minute
+// A loaded broker is given so many times as long as it took to rest from catching up,
+// unless that is less than the live rate: then what is fresh does not queue behind what
+// is old, and the broker still always has something to do.
+const rest = 2
+
+const leastBackOff = 100 * time.Millisecond
 
 // failed opens the circuit, and logs only that the uplink has gone down or why has
 // changed.
@@ -804,13 +816,15 @@ func (f *forwarding) failed(err error, took time.Duration) {
 		f.open = true
 		return
 	}
-	retry, asksPause := errors.AsType[*RetryError](err)
-	asksPause = asksPause && retry.After > 0
-	f.tuner.failed(took, asksPause)
+	retry, ok := errors.AsType[*RetryError](err)
+	f.tuner.failed(took, ok && retry.After > 0)
 	f.failures++
+	if f.losses++; !ok || !retry.Lost {
+		f.losses = 0
+	}
 	f.open, f.reset, f.asked = true, true, false
 	f.scan = max(f.scan, f.at)
-	f.retry = time.Now().Add(f.wait(err, f.failures))
+	f.retry = time.Now().Add(f.wait(err, f.failures, f.losses))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stat.Failures++
@@ -831,24 +845,36 @@ func (f *forwarding) tell() {
 	f.stat.Draining, f.stat.Latency = f.draining, f.tuner.latency
 }
 
-// wait is how long to wait after the n-th failure in a row: what the broker asked
-// for, or full jitter (any instant up to a limit that doubles from 1 s to 60 s, and
-// from then on not before half of it), so that a campus of gateways does not come
-// back in step. A lost or refused connection is what all of them see in the same
-// moment, also of a broker that is back at once: the first try is spread over
-// Spread. At least 100 ms, so that a run of small draws is not a storm.
-func (f *Forwarder) wait(err error, n int) time.Duration {
-	limit := min(longestBackOff, firstBackOff<<min(n-1, 10))
-	retry, ok := errors.AsType[*RetryError](err)
-	if ok && retry.Lost {
-		limit = min(longestBackOff, f.Spread<<min(n-1, 10))
-	}
-	jittered := rand.N(limit)
+// wait is how long to wait after so many failures in a row, the last of them losses of
+// the connection: what the broker asked for, or full jitter (any instant up to a limit
+// that doubles from 1 s to 60 s, and from then on not before half of it).
+//
+// A lost or refused connection is what a whole campus sees in the same moment, also if
+// the broker is back at once. Gateways that try every 45 to 60 s come one after the
+// other: 300 of them make 5.7 connections a second, and in no second more than 20 but
+// for one outage of 2,000. So the first try after a loss comes as if they had always
+// done so: after what is left of such an interval at a moment that knows nothing of it
+// (likelier within a long one, and anywhere in it). No wave remains, however long it is
+// away; Spread scales this down, and the tries then grow rarer until they are 45 to
+// 60 s apart.
+//
+// At least 100 ms, so that a run of small draws is not a storm.
+func (f *Forwarder) wait(err error, failures, losses int) time.Duration {
+	const regular = 0.75 // of the limit, at least, between two tries
+	limit := min(longestBackOff, firstBackOff<<min(failures-1, 10))
+	least := 0.
 	if limit == longestBackOff {
-		jittered = limit/2 + rand.N(limit/2)
+		least = 0.5
 	}
-	jittered = max(100*time.Millisecond, jittered)
-	if ok && retry.After > 0 {
+	if losses > 0 {
+		limit, least = min(longestBackOff, f.Spread<<min(losses-1, 10)), regular
+	}
+	part := least + (1-least)*rand.Float64()
+	if losses == 1 {
+		part = rand.Float64() * math.Sqrt(regular*regular+(1-regular*regular)*rand.Float64())
+	}
+	jittered := max(leastBackOff, time.Duration(part*float64(limit)))
+	if retry, ok := errors.AsType[*RetryError](err); ok && retry.After > 0 {
 		return retry.After + jittered/10
 	}
 	return jittered
