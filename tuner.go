@@ -15,8 +15,8 @@ type Tuned struct {
 
 const (
 	firstBatch = 50 // where tuning begins
-	leastBatch = 10
-	batchStep  = 10 // additive increase, a full Send in time
+	leastBatch = 5
+	batchStep  = 10 // additive increase, a full Send in time; of a small batch a quarter: from 80 % of target to all of it
 
 	trialWindow = 2 * time.Second // at least, to compare one number of lanes with another
 	trialGain   = 1.1             // by which the broker has to be faster with one more
@@ -69,12 +69,12 @@ func (t *tuner) landed(n int, took time.Duration) {
 	switch {
 	case took > t.target:
 		t.loaded = n <= leastBatch
-		shrunk := float64(n) * 0.9 * float64(t.target) / float64(took)
+		shrunk := math.Max(float64(n), t.batch) * 0.9 * float64(t.target) / float64(took) // n: it began before the last decrease
 		t.batch = math.Max(math.Min(t.batch, math.Max(shrunk, t.batch/4)), min(leastBatch, float64(t.most)))
 	case n >= t.size():
 		t.loaded = false
 		if took < t.target*8/10 {
-			t.batch = math.Min(t.batch+batchStep, float64(t.most))
+			t.batch = math.Min(t.batch+math.Min(batchStep, t.batch/4), float64(t.most))
 		}
 	default:
 		t.loaded = false
@@ -122,6 +122,14 @@ func (t *tuner) drained(n int, now time.Time) (changed bool) {
 	steady := math.Abs(t.batch-t.began) <= 0.2*t.began
 	t.since = time.Time{}
 	switch {
+	case t.loaded:
+		t.trying = false
+		if t.lanes == 1 {
+			return false
+		}
+		t.lanes /= 2
+		t.notBefore = now.Add(t.hold)
+		return true
 	case t.trying && rate < t.before*trialGain:
 		t.trying = false
 		t.share(t.lanes, t.lanes-1)
