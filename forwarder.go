@@ -35,7 +35,7 @@ type Forwarder struct {
 	Linger time.Duration // how long a first reading waits for company; default 200 ms
 	Flush  time.Duration // how long it may go on after ctx has ended; default 3 s
 	Spread time.Duration // over which the first try after a lost connection is spread; default 60 s, see wait
-	Rate   int           // bytes a second, at most, on the average; 0: as fast as can be; of a Meter
+	Rate   int           // bytes a second, at most, over a minute, of a Meter: by one lane; 0: as fast as can be
 	Latest bool          // only the newest state matters: a backlog is passed over
 	Log    *slog.Logger  // default: none
 
@@ -87,6 +87,12 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	f.Linger = cmp.Or(f.Linger, 200*time.Millisecond)
 	f.Flush = cmp.Or(f.Flush, 3*time.Second)
 	f.Spread = cmp.Or(f.Spread, longestBackOff)
+	if _, ok := f.Sink.(Meter); !ok {
+		f.Rate = 0
+	}
+	if f.Rate > 0 {
+		f.Lanes = 1
+	}
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
@@ -101,7 +107,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 const (
 	mostLanes = 8
-	lookSize  = 4096 // readings of a look at what has come while draining
+	lookSize  = 16384 // readings of a look at what has come while draining
 
 	// To know the newest of a backlog, so many are looked at before anything is sent:
 	// some seconds on a small Pi.
@@ -154,6 +160,7 @@ type forwarding struct {
 	flying    int
 	landed    chan *flight
 	bytes     uint64    // of the Sink, as last seen
+	each      float64   // of them, a reading
 	clear     time.Time // when Rate allows more
 
 	rate   float64 // readings put a second, smoothed
@@ -201,6 +208,7 @@ type flight struct {
 	doubt   bool   // what it holds, first
 	held    []bool // nil: none
 	err     error
+	begun   time.Time
 	took    time.Duration // of the Send
 }
 
@@ -209,6 +217,9 @@ func newForwarding(f *Forwarder, ctx context.Context) *forwarding {
 		Forwarder: f, ctx: ctx, tuner: newTuner(f.Target, f.Batch, f.Lanes, f.Tuned),
 		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{}, doubts: map[uint64]bool{},
 		landed: make(chan *flight, mostLanes+1),
+	}
+	if m, ok := f.Sink.(Meter); ok {
+		g.bytes = m.Bytes()
 	}
 	first, end, _ := f.Queue.Bounds()
 	g.begin(first, end)
@@ -280,13 +291,16 @@ func (f *forwarding) pause(now time.Time, stopping bool) time.Duration {
 			next = t
 		}
 	}
-	if !f.seen.IsZero() {
+	switch {
+	case f.open: // until then nothing can be done with what comes
+		sooner(f.retry)
+	case !f.seen.IsZero():
 		sooner(f.seen.Add(f.Linger))
 	}
-	if f.open {
-		sooner(f.retry)
+	if f.Rate > 0 {
+		sooner(f.clear)
+		sooner(f.clear.Add(-rateBatch))
 	}
-	sooner(f.clear)
 	for _, l := range f.lanes {
 		sooner(l.until)
 	}
@@ -614,7 +628,7 @@ func (f *forwarding) launch(now time.Time) {
 		}
 		return
 	}
-	if f.express.flying == 0 && !f.busy(now) {
+	if f.express.flying == 0 && !f.busy(now) && now.After(f.clear.Add(-rateBatch)) {
 		f.send(&f.express, nil)
 	}
 	for _, l := range f.lanes {
@@ -637,6 +651,9 @@ func (f *forwarding) send(l *lane, past Sink) {
 	if f.open {
 		n = min(n, firstBatch)
 	}
+	if f.Rate > 0 {
+		n = min(n, max(1, int(float64(f.Rate)*rateBatch.Seconds()/cmp.Or(f.each, usualReading))))
+	}
 	fl := &flight{lane: l, sink: f.Sink, past: past != nil, rs: l.rs[:n], numbers: l.numbers[:n]}
 	if fl.past {
 		fl.sink = past
@@ -652,6 +669,7 @@ func (f *forwarding) send(l *lane, past Sink) {
 
 func (f *forwarding) fly(fl *flight) {
 	f.flying++
+	fl.begun = time.Now()
 	go func() {
 		fl.do(f.ctx)
 		f.landed <- fl
@@ -695,14 +713,8 @@ func (fl *flight) do(ctx context.Context) {
 // land settles what a flight has brought.
 func (f *forwarding) land(fl *flight) {
 	f.flying--
-	if m, ok := f.Sink.(Meter); ok && f.Rate > 0 {
-		bytes := m.Bytes()
-		now := time.Now()
-		if f.clear.Before(now) {
-			f.clear = now
-		}
-		f.clear = f.clear.Add(time.Duration(float64(bytes-f.bytes) / float64(f.Rate) * float64(time.Second)))
-		f.bytes = bytes
+	if f.Rate > 0 {
+		f.metered(len(fl.rs), fl.begun)
 	}
 	if fl.ask {
 		if fl.err != nil {
@@ -734,6 +746,27 @@ func (f *forwarding) land(fl *flight) {
 	}
 	f.succeeded(fl, rejected)
 }
+
+// metered keeps the lanes back until what was sent is no more than Rate allows. What is
+// live may run ahead of that by rateBatch, which the lanes then wait for.
+func (f *forwarding) metered(n int, begun time.Time) {
+	bytes := f.Sink.(Meter).Bytes()
+	sent := float64(bytes - f.bytes)
+	f.bytes = bytes
+	if n > 0 && sent > 0 {
+		f.each = sent / float64(n)
+	}
+	if f.clear.Before(begun) {
+		f.clear = begun
+	}
+	f.clear = f.clear.Add(time.Duration(sent / rateShare / float64(f.Rate) * float64(time.Second)))
+}
+
+const (
+	rateBatch    = time.Second // what a batch takes of Rate, at most
+	rateShare    = 0.97        // of Rate, so that no minute with one batch more is above it
+	usualReading = 540         // bytes: Orion's form of three quantities
+)
 
 // succeeded settles the readings of a flight.
 func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
@@ -817,7 +850,8 @@ func (f *forwarding) failed(err error, took time.Duration) {
 		return
 	}
 	retry, ok := errors.AsType[*RetryError](err)
-	f.tuner.failed(took, ok && retry.After > 0)
+	answered := ok && !retry.Lost // of what lasts, as an outage of its database, the first says all
+	f.tuner.failed(took, ok && retry.After > 0 || answered && f.failures == 0)
 	f.failures++
 	if f.losses++; !ok || !retry.Lost {
 		f.losses = 0
@@ -847,31 +881,29 @@ func (f *forwarding) tell() {
 
 // wait is how long to wait after so many failures in a row, the last of them losses of
 // the connection: what the broker asked for, or full jitter (any instant up to a limit
-// that doubles from 1 s to 60 s, and from then on not before half of it).
+// that doubles from 1 s to 60 s), and in the end 45 to 60 s.
 //
 // A lost or refused connection is what a whole campus sees in the same moment, also if
-// the broker is back at once. Gateways that try every 45 to 60 s come one after the
-// other: 300 of them make 5.7 connections a second, and in no second more than 20 but
-// for one outage of 2,000. So the first try after a loss comes as if they had always
-// done so: after what is left of such an interval at a moment that knows nothing of it
-// (likelier within a long one, and anywhere in it). No wave remains, however long it is
-// away; Spread scales this down, and the tries then grow rarer until they are 45 to
-// 60 s apart.
+// the broker is back at once. Gateways that have tried every 45 to 60 s for long come
+// one after the other: 300 of them make 5.7 connections a second, and in one of 2,000
+// outages more than 20 in some second. So after a loss each begins as if it had always
+// done so: it waits for what is left of such an interval at a moment that knows nothing
+// of it (the longer an interval, the likelier the moment is within it). That leaves no
+// wave, however long the broker is away. Spread scales it down: then the intervals
+// double to 45 to 60 s.
 //
 // At least 100 ms, so that a run of small draws is not a storm.
 func (f *Forwarder) wait(err error, failures, losses int) time.Duration {
-	const regular = 0.75 // of the limit, at least, between two tries
-	limit := min(longestBackOff, firstBackOff<<min(failures-1, 10))
-	least := 0.
-	if limit == longestBackOff {
-		least = 0.5
-	}
+	const regular = 0.75 // of the limit, at least
+	limit, part := min(longestBackOff, firstBackOff<<min(failures-1, 10)), rand.Float64()
 	if losses > 0 {
-		limit, least = min(longestBackOff, f.Spread<<min(losses-1, 10)), regular
+		limit = min(longestBackOff, f.Spread<<min(losses-1, 10))
 	}
-	part := least + (1-least)*rand.Float64()
-	if losses == 1 {
-		part = rand.Float64() * math.Sqrt(regular*regular+(1-regular*regular)*rand.Float64())
+	switch {
+	case losses == 1:
+		part *= math.Sqrt(regular*regular + (1-regular*regular)*rand.Float64())
+	case losses > 1 || limit == longestBackOff:
+		part = regular + (1-regular)*part
 	}
 	jittered := max(leastBackOff, time.Duration(part*float64(limit)))
 	if retry, ok := errors.AsType[*RetryError](err); ok && retry.After > 0 {

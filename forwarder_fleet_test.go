@@ -252,48 +252,55 @@ func newCampus(t *testing.T, n int, perSec float64, historian bool) *campus {
 	return c
 }
 
-// A campus of gateways does not storm a broker that has been away, however long. What
-// is random exceeds 20 about once in 2,000 times: the middle of three never does.
+// A campus of gateways does not storm a broker that has been away, however long. By
+// chance it makes more than 20 connections a second about once in 2,000 times: not twice.
 func TestFleetDoesNotStorm(t *testing.T) {
-	for _, kind := range []string{"historian", "in order"} {
-		for _, down := range []time.Duration{0, time.Second, 10 * time.Second, time.Minute} {
-			t.Run(fmt.Sprint(kind, down), func(t *testing.T) {
-				var peaks []int
-				for range 3 {
-					synctest.Test(t, func(t *testing.T) {
-						c := newCampus(t, 300, 3000, kind == "historian")
-						time.Sleep(10*time.Second + time.Millisecond)
-						lost := time.Now()
-						c.away(down)
-						time.Sleep(3 * time.Minute)
-						peak, waiting := c.peak(lost), 0
-						for _, g := range c.gateways {
-							waiting += g.queue.Depth()
-						}
-						t.Logf("%d connections a second at most, %d in all; %d readings wait, %d of %d were sent again", peak, len(c.connects)-300, waiting, c.wasted, c.served)
-						if waiting > 3*300 {
-							t.Errorf("%d readings wait 3 minutes later", waiting)
-						}
-						peaks = append(peaks, peak)
-					})
-				}
-				slices.Sort(peaks)
-				if peaks[1] > 20 {
-					t.Errorf("%d connections a second, want at most 20", peaks[1])
-				}
-			})
-		}
+	for _, c := range []struct {
+		down      time.Duration
+		historian bool
+	}{{0, true}, {time.Second, false}, {10 * time.Second, true}, {time.Minute, true}, {time.Minute, false}} {
+		t.Run(fmt.Sprint(c.down, c.historian), func(t *testing.T) {
+			peak := storm(t, c.down, c.historian)
+			if peak > 20 {
+				peak = storm(t, c.down, c.historian)
+			}
+			if peak > 20 {
+				t.Errorf("%d connections a second, want at most 20", peak)
+			}
+		})
 	}
 }
 
-// Ten thousand gateways, one of ten of them simulated, before a broker that is half
-// busy with them and was away for ten minutes.
+func storm(t *testing.T, down time.Duration, historian bool) (peak int) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCampus(t, 300, 3000, historian)
+		time.Sleep(10*time.Second + time.Millisecond)
+		lost := time.Now()
+		c.away(down)
+		time.Sleep(3 * time.Minute)
+		waiting := 0
+		for _, g := range c.gateways {
+			waiting += g.queue.Depth()
+		}
+		peak = c.peak(lost)
+		t.Logf("%d connections a second at most, %d in all; %d readings wait, %d of %d were sent again", peak, len(c.connects)-300, waiting, c.wasted, c.served)
+		if waiting > 3*300 {
+			t.Errorf("%d readings wait 3 minutes later", waiting)
+		}
+	})
+	return peak
+}
+
+// Ten thousand gateways before a broker that is half busy with them and was away for ten
+// minutes: simulated 1:10, and, where there is no bar or all is slow, 1:50.
 func TestFleetRecovers(t *testing.T) {
-	for _, kind := range []string{"historian", "in order"} {
-		t.Run(kind, func(t *testing.T) {
+	for kind, n := range map[string]int{"historian": 1000, "in order": 200} {
+		if raceEnabled {
+			n = 200
+		}
+		t.Run(fmt.Sprint(kind, n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				const n = 1000
-				c := newCampus(t, n, 2*n, kind == "historian")
+				c := newCampus(t, n, float64(2*n), kind == "historian")
 				start := time.Now()
 				time.Sleep(30 * time.Second)
 				c.away(10 * time.Minute)
@@ -311,15 +318,6 @@ func TestFleetRecovers(t *testing.T) {
 					for _, g := range c.gateways {
 						ages += time.Since(start) - time.Duration(g.state)*time.Second
 						waiting = waiting || g.queue.Depth() > 10
-					}
-					if samples%60 == 0 {
-						connected := 0
-						for _, g := range c.gateways {
-							if g.state > 630 {
-								connected++
-							}
-						}
-						t.Logf("%4d s: served %d, queue %v, connected %d", samples, c.served-served, c.free.Sub(time.Now()), connected)
 					}
 					c.mu.Unlock()
 				}

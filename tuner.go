@@ -48,11 +48,14 @@ type tuner struct {
 func newTuner(target time.Duration, most, lanes int, t Tuned) tuner {
 	u := tuner{target: target, most: most, mostLanes: lanes, batch: float64(most), lanes: lanes, hold: firstHold}
 	if target > 0 {
-		u.batch = float64(min(most, cmp.Or(t.Batch, firstBatch)))
+		u.batch = math.Min(math.Max(float64(cmp.Or(t.Batch, firstBatch)), u.least()), float64(most))
 		u.lanes = min(lanes, max(t.Lanes, 1))
 	}
 	return u
 }
+
+// least is how small a batch is made.
+func (t *tuner) least() float64 { return float64(min(leastBatch, t.most)) }
 
 // size is how many readings a Send takes.
 func (t *tuner) size() int { return max(1, int(t.batch)) }
@@ -70,7 +73,7 @@ func (t *tuner) landed(n int, took time.Duration) {
 	case took > t.target:
 		t.loaded = n <= leastBatch
 		shrunk := math.Max(float64(n), t.batch) * 0.9 * float64(t.target) / float64(took) // n: it began before the last decrease
-		t.batch = math.Max(math.Min(t.batch, math.Max(shrunk, t.batch/4)), min(leastBatch, float64(t.most)))
+		t.batch = math.Max(math.Min(t.batch, math.Max(shrunk, t.batch/4)), t.least())
 	case n >= t.size():
 		t.loaded = false
 		if took < t.target*8/10 {
@@ -88,7 +91,7 @@ func (t *tuner) failed(took time.Duration, asked bool) {
 		return
 	}
 	t.loaded = asked
-	t.batch = math.Max(t.batch/2, min(leastBatch, float64(t.most)))
+	t.batch = math.Max(t.batch/2, t.least())
 	t.restart()
 }
 
@@ -153,5 +156,5 @@ func (t *tuner) drained(n int, now time.Time) (changed bool) {
 // share has the lanes share what one had at the broker at a time.
 func (t *tuner) share(was, lanes int) {
 	t.lanes = lanes
-	t.batch = math.Max(math.Min(t.batch*float64(was)/float64(lanes), float64(t.most)), min(leastBatch, float64(t.most)))
+	t.batch = math.Max(math.Min(t.batch*float64(was)/float64(lanes), float64(t.most)), t.least())
 }
