@@ -260,6 +260,9 @@ func TestFleetDoesNotStorm(t *testing.T) {
 		historian bool
 	}{{0, true}, {time.Second, false}, {10 * time.Second, true}, {time.Minute, true}, {time.Minute, false}} {
 		t.Run(fmt.Sprint(c.down, c.historian), func(t *testing.T) {
+			if raceEnabled && c.down != time.Minute {
+				t.Skip("slow with -race")
+			}
 			peak := storm(t, c.down, c.historian)
 			if peak > 20 {
 				peak = storm(t, c.down, c.historian)
@@ -292,10 +295,14 @@ func storm(t *testing.T, down time.Duration, historian bool) (peak int) {
 }
 
 // Ten thousand gateways before a broker that is half busy with them and was away for ten
-// minutes: simulated 1:10, and, where there is no bar or all is slow, 1:50.
+// minutes: simulated 1:10; 1:50 with -short
+// and where there is no bar; 1:100 with -race.
 func TestFleetRecovers(t *testing.T) {
 	for kind, n := range map[string]int{"historian": 1000, "in order": 200} {
-		if raceEnabled {
+		switch {
+		case raceEnabled:
+			n = 100
+		case testing.Short():
 			n = 200
 		}
 		t.Run(fmt.Sprint(kind, n), func(t *testing.T) {

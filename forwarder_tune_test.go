@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,6 +78,9 @@ func quantile(ds []time.Duration, q float64) time.Duration {
 func TestTunerFindsTheCapacity(t *testing.T) {
 	for _, b := range brokers {
 		t.Run(fmt.Sprintf("%.0fx%d,%v", b.perSec, b.workers, b.overhead), func(t *testing.T) {
+			if raceEnabled && b.perSec > 1000 {
+				t.Skip("slow with -race")
+			}
 			synctest.Test(t, func(t *testing.T) {
 				m := newModel(1)
 				m.perSec, m.workers, m.overhead = b.perSec, b.workers, b.overhead
@@ -205,6 +209,9 @@ func TestLiveReadingIsFresh(t *testing.T) {
 func TestLiveReadingDuringADrain(t *testing.T) {
 	for _, b := range brokers {
 		t.Run(fmt.Sprintf("%.0fx%d,%v", b.perSec, b.workers, b.overhead), func(t *testing.T) {
+			if raceEnabled && b.perSec > 1000 {
+				t.Skip("slow with -race")
+			}
 			synctest.Test(t, func(t *testing.T) {
 				m := newModel(1)
 				m.perSec, m.workers, m.overhead = b.perSec, b.workers, b.overhead
@@ -241,15 +248,14 @@ func TestRateIsKept(t *testing.T) {
 				defer cancel()
 				go a.live(ctx, s, time.Second)
 				bytes := make([]uint64, 0, 240) // by the second
-				go func() {
-					for ; ; time.Sleep(time.Second) {
-						if ctx.Err() != nil {
-							return
-						}
+				var counting sync.WaitGroup
+				counting.Go(func() {
+					for ; ctx.Err() == nil; time.Sleep(time.Second) {
 						bytes = append(bytes, a.Bytes())
 					}
-				}()
+				})
 				(&Forwarder{Queue: s.q, Sink: a, Rate: rate}).Run(ctx)
+				counting.Wait()
 				least, most := 1., 0.
 				for i := 60; i < len(bytes); i++ {
 					share := float64(bytes[i]-bytes[i-60]) / 60 / float64(rate)
@@ -344,9 +350,8 @@ func TestTunerHalves(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error)
 			go func() { done <- f.Run(ctx) }()
-			for len(s.tries) < len(c.inject) {
+			for f.Stats().Failures < uint64(len(c.inject)) {
 				time.Sleep(10 * time.Millisecond)
-				synctest.Wait()
 			}
 			if got := f.Stats().Batch; got != c.want {
 				t.Errorf("after %v it sends %d, want %d", c.inject, got, c.want)
