@@ -160,7 +160,8 @@ type forwarding struct {
 	flying    int
 	landed    chan *flight
 	bytes     uint64    // of the Sink, as last seen
-	each      float64   // of them, a reading
+	spent     float64   // bytes, and
+	carried   float64   // readings with them
 	clear     time.Time // when Rate allows more
 
 	rate   float64 // readings put a second, smoothed
@@ -216,7 +217,7 @@ func newForwarding(f *Forwarder, ctx context.Context) *forwarding {
 	g := &forwarding{
 		Forwarder: f, ctx: ctx, tuner: newTuner(f.Target, f.Batch, f.Lanes, f.Tuned),
 		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{}, doubts: map[uint64]bool{},
-		landed: make(chan *flight, mostLanes+1),
+		landed: make(chan *flight, mostLanes+1), spent: usualReading, carried: 1,
 	}
 	if m, ok := f.Sink.(Meter); ok {
 		g.bytes = m.Bytes()
@@ -652,7 +653,7 @@ func (f *forwarding) send(l *lane, past Sink) {
 		n = min(n, firstBatch)
 	}
 	if f.Rate > 0 {
-		n = min(n, max(1, int(float64(f.Rate)*rateBatch.Seconds()/cmp.Or(f.each, usualReading))))
+		n = min(n, max(1, int(float64(f.Rate)*rateBatch.Seconds()*f.carried/f.spent)))
 	}
 	fl := &flight{lane: l, sink: f.Sink, past: past != nil, rs: l.rs[:n], numbers: l.numbers[:n]}
 	if fl.past {
@@ -753,9 +754,7 @@ func (f *forwarding) metered(n int, begun time.Time) {
 	bytes := f.Sink.(Meter).Bytes()
 	sent := float64(bytes - f.bytes)
 	f.bytes = bytes
-	if n > 0 && sent > 0 {
-		f.each = sent / float64(n)
-	}
+	f.spent, f.carried = f.spent+sent, f.carried+float64(n)
 	if f.clear.Before(begun) {
 		f.clear = begun
 	}
@@ -850,7 +849,7 @@ func (f *forwarding) failed(err error, took time.Duration) {
 		return
 	}
 	retry, ok := errors.AsType[*RetryError](err)
-	answered := ok && !retry.Lost // of what lasts, as an outage of its database, the first says all
+	answered := ok && !retry.Lost // perhaps 503; of what lasts, as an outage of its database, the first says all
 	f.tuner.failed(took, ok && retry.After > 0 || answered && f.failures == 0)
 	f.failures++
 	if f.losses++; !ok || !retry.Lost {
@@ -886,7 +885,7 @@ func (f *forwarding) tell() {
 // A lost or refused connection is what a whole campus sees in the same moment, also if
 // the broker is back at once. Gateways that have tried every 45 to 60 s for long come
 // one after the other: 300 of them make 5.7 connections a second, and in one of 2,000
-// outages more than 20 in some second. So after a loss each begins as if it had always
+// outages of a minute more than 20 in some second. So after a loss each begins as if it had always
 // done so: it waits for what is left of such an interval at a moment that knows nothing
 // of it (the longer an interval, the likelier the moment is within it). That leaves no
 // wave, however long the broker is away. Spread scales it down: then the intervals
