@@ -34,8 +34,8 @@ type Forwarder struct {
 	Tuned  Tuned         // what was found out before
 	Linger time.Duration // how long a first reading waits for company; default 200 ms
 	Flush  time.Duration // how long it may go on after ctx has ended; default 3 s
-	Spread time.Duration // over which the first try after a lost connection is spread; default 40 s, see wait
-	Rate   int           // bytes a second, at most, on the average; 0: as fast as can be; of a Meter
+	Spread time.Duration // over which the first try after a lost connection is spread; default 60 s, see wait
+	Rate   int           // bytes a second, at most, over a minute, of a Meter: by one lane; 0: as fast as can be
 	Latest bool          // only the newest state matters: a backlog is passed over
 	Log    *slog.Logger  // default: none
 
@@ -86,7 +86,13 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	f.Target = cmp.Or(f.Target, 500*time.Millisecond)
 	f.Linger = cmp.Or(f.Linger, 200*time.Millisecond)
 	f.Flush = cmp.Or(f.Flush, 3*time.Second)
-	f.Spread = cmp.Or(f.Spread, 40*time.Second)
+	f.Spread = cmp.Or(f.Spread, longestBackOff)
+	if _, ok := f.Sink.(Meter); !ok {
+		f.Rate = 0
+	}
+	if f.Rate > 0 {
+		f.Lanes = 1
+	}
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
@@ -101,7 +107,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 const (
 	mostLanes = 8
-	lookSize  = 4096 // readings of a look at what has come while draining
+	lookSize  = 16384 // readings of a look at what has come while draining
 
 	// To know the newest of a backlog, so many are looked at before anything is sent:
 	// some seconds on a small Pi.
@@ -149,15 +155,19 @@ type forwarding struct {
 	seen      time.Time       // since when something unread waits; zero: nothing does
 	undated   bool            // the next reading for the lanes cannot be dated until changed
 	changed   <-chan struct{}
-	asked     bool // the Sink, since the start or the outage
-	open      bool // the circuit: nothing gets through, one try at a time
-	failures  int  // in a row
+	asked     bool      // the Sink, since the start or the outage
+	open      bool      // the circuit: nothing gets through, one try at a time
+	failures  int       // in a row
+	losses    int       // of the connection, in a row
+	alone     time.Time // one Send at a time until then, so on one connection
 	retry     time.Time
 	reset     bool // as soon as nothing is under way, the lanes begin anew at what is not settled
 	stale     bool // what is under way has numbers that mean nothing now
 	flying    int
 	landed    chan *flight
 	bytes     uint64    // of the Sink, as last seen
+	spent     float64   // bytes, and
+	carried   float64   // readings with them
 	clear     time.Time // when Rate allows more
 
 	rate   float64 // readings put a second, smoothed
@@ -205,6 +215,7 @@ type flight struct {
 	doubt   bool   // what it holds, first
 	held    []bool // nil: none
 	err     error
+	begun   time.Time
 	took    time.Duration // of the Send
 }
 
@@ -212,7 +223,10 @@ func newForwarding(f *Forwarder, ctx context.Context) *forwarding {
 	g := &forwarding{
 		Forwarder: f, ctx: ctx, tuner: newTuner(f.Target, f.Batch, f.Lanes, f.Tuned),
 		sensors: map[string]*source{}, keys: map[string]*source{}, claimed: map[uint64]bool{}, doubts: map[uint64]bool{},
-		landed: make(chan *flight, mostLanes+1),
+		landed: make(chan *flight, mostLanes+1), spent: usualReading, carried: 1,
+	}
+	if m, ok := f.Sink.(Meter); ok {
+		g.bytes = m.Bytes()
 	}
 	first, end, _ := f.Queue.Bounds()
 	g.begin(first, end)
@@ -284,13 +298,16 @@ func (f *forwarding) pause(now time.Time, stopping bool) time.Duration {
 			next = t
 		}
 	}
-	if !f.seen.IsZero() {
+	switch {
+	case f.open: // until then nothing can be done with what comes
+		sooner(f.retry)
+	case !f.seen.IsZero():
 		sooner(f.seen.Add(f.Linger))
 	}
-	if f.open {
-		sooner(f.retry)
+	if f.Rate > 0 {
+		sooner(f.clear)
+		sooner(f.clear.Add(-rateBatch))
 	}
-	sooner(f.clear)
 	for _, l := range f.lanes {
 		sooner(l.until)
 	}
@@ -626,15 +643,18 @@ func (f *forwarding) launch(now time.Time) {
 		}
 		return
 	}
-	if f.express.flying == 0 {
+	if f.express.flying == 0 && !f.busy(now) && now.After(f.clear.Add(-rateBatch)) {
 		f.send(&f.express, nil)
 	}
 	for _, l := range f.lanes {
-		if l.flying == 0 && !now.Before(l.until) && !now.Before(f.clear) {
+		if l.flying == 0 && !f.busy(now) && !now.Before(l.until) && !now.Before(f.clear) {
 			f.send(l, f.past)
 		}
 	}
 }
+
+// busy reports whether what is under way is all that may be.
+func (f *forwarding) busy(now time.Time) bool { return f.flying > 0 && now.Before(f.alone) }
 
 // send sends the next batch of a lane, to where the past goes if that is a place of
 // its own; unless another try is under way while the circuit is open.
@@ -645,6 +665,9 @@ func (f *forwarding) send(l *lane, past Sink) {
 	n := min(len(l.rs), f.tuner.size())
 	if f.open {
 		n = min(n, firstBatch)
+	}
+	if f.Rate > 0 {
+		n = min(n, max(1, int(float64(f.Rate)*rateBatch.Seconds()*f.carried/f.spent)))
 	}
 	fl := &flight{lane: l, sink: f.Sink, past: past != nil, rs: l.rs[:n], numbers: l.numbers[:n]}
 	if fl.past {
@@ -661,6 +684,7 @@ func (f *forwarding) send(l *lane, past Sink) {
 
 func (f *forwarding) fly(fl *flight) {
 	f.flying++
+	fl.begun = time.Now()
 	go func() {
 		fl.do(f.ctx)
 		f.landed <- fl
@@ -704,14 +728,8 @@ func (fl *flight) do(ctx context.Context) {
 // land settles what a flight has brought.
 func (f *forwarding) land(fl *flight) {
 	f.flying--
-	if m, ok := f.Sink.(Meter); ok && f.Rate > 0 {
-		bytes := m.Bytes()
-		now := time.Now()
-		if f.clear.Before(now) {
-			f.clear = now
-		}
-		f.clear = f.clear.Add(time.Duration(float64(bytes-f.bytes) / float64(f.Rate) * float64(time.Second)))
-		f.bytes = bytes
+	if f.Rate > 0 {
+		f.metered(len(fl.rs), fl.begun)
 	}
 	if fl.ask {
 		if fl.err != nil {
@@ -744,6 +762,25 @@ func (f *forwarding) land(fl *flight) {
 	f.succeeded(fl, rejected)
 }
 
+// metered keeps the lanes back until what was sent is no more than Rate allows. What is
+// live may run ahead of that by rateBatch, which the lanes then wait for.
+func (f *forwarding) metered(n int, begun time.Time) {
+	bytes := f.Sink.(Meter).Bytes()
+	sent := float64(bytes - f.bytes)
+	f.bytes = bytes
+	f.spent, f.carried = f.spent+sent, f.carried+float64(n)
+	if f.clear.Before(begun) {
+		f.clear = begun
+	}
+	f.clear = f.clear.Add(time.Duration(sent / rateShare / float64(f.Rate) * float64(time.Second)))
+}
+
+const (
+	rateBatch    = time.Second // what a batch takes of Rate, at most
+	rateShare    = 0.97        // of Rate, so that no minute with one batch more is above it
+	usualReading = 540         // bytes: Orion's form of three quantities
+)
+
 // succeeded settles the readings of a flight.
 func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	n, held := len(fl.rs), 0
@@ -772,18 +809,21 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	}
 	fl.lane.drop(n)
 	f.settled(0)
-	if !f.reset { // another try may have failed meanwhile
-		f.open, f.failures = false, 0
-	}
 	now := time.Now()
+	if !f.reset { // another try may have failed meanwhile
+		if f.losses > 0 { // a campus is coming back, and nobody takes a second connection before all have one
+			f.alone = now.Add(f.Spread + rand.N(f.Spread))
+		}
+		f.open, f.failures, f.losses = false, 0, 0
+	}
 	_, skipped := fl.sink.(skipper)
 	if fl.took > 0 && !skipped {
 		f.tuner.landed(n-held, fl.took)
 		if f.draining && fl.lane != &f.express {
-			if f.tuner.loaded && f.rate > 0 { // catch up at twice the live rate at most
-				fl.lane.until = now.Add(min(time.Duration(float64(n)/f.rate/2*float64(time.Second))-fl.took, longestPace))
+			if f.tuner.loaded && f.rate > 0 {
+				fl.lane.until = now.Add(min(rest*fl.took, time.Duration(float64(n)/f.rate*float64(time.Second))-fl.took))
 			}
-			if f.end-f.at > uint64(f.window()) && f.tuner.drained(n-held, now) {
+			if f.end-f.at > uint64(f.window()) && !now.Before(f.alone) && f.tuner.drained(n-held, now) {
 				f.reset = true
 			}
 		}
@@ -808,8 +848,12 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	}
 }
 
-// longestPace is the longest that a lane is kept back to spare a loaded broker.
-const longestPace = time.Minute
+// A loaded broker is given so many times as long as it took to rest from catching up,
+// unless that is less than the live rate: then what is fresh does not queue behind what
+// is old, and the broker still always has something to do.
+const rest = 2
+
+const leastBackOff = 100 * time.Millisecond
 
 // failed opens the circuit, and logs only that the uplink has gone down or why has
 // changed.
@@ -818,13 +862,16 @@ func (f *forwarding) failed(err error, took time.Duration) {
 		f.open = true
 		return
 	}
-	retry, asksPause := errors.AsType[*RetryError](err)
-	asksPause = asksPause && retry.After > 0
-	f.tuner.failed(took, asksPause)
+	retry, ok := errors.AsType[*RetryError](err)
+	answered := ok && !retry.Lost // perhaps 503; of what lasts, as an outage of its database, the first says all
+	f.tuner.failed(took, ok && retry.After > 0 || answered && f.failures == 0)
 	f.failures++
+	if f.losses++; !ok || !retry.Lost {
+		f.losses = 0
+	}
 	f.open, f.reset, f.asked = true, true, false
 	f.scan = max(f.scan, f.at)
-	f.retry = time.Now().Add(f.wait(err, f.failures))
+	f.retry = time.Now().Add(f.wait(err, f.failures, f.losses))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.stat.Failures++
@@ -845,24 +892,34 @@ func (f *forwarding) tell() {
 	f.stat.Draining, f.stat.Latency = f.draining, f.tuner.latency
 }
 
-// wait is how long to wait after the n-th failure in a row: what the broker asked
-// for, or full jitter (any instant up to a limit that doubles from 1 s to 60 s, and
-// from then on not before half of it), so that a campus of gateways does not come
-// back in step. A lost or refused connection is what all of them see in the same
-// moment, also of a broker that is back at once: the first try is spread over
-// Spread. At least 100 ms, so that a run of small draws is not a storm.
-func (f *Forwarder) wait(err error, n int) time.Duration {
-	limit := min(longestBackOff, firstBackOff<<min(n-1, 10))
-	retry, ok := errors.AsType[*RetryError](err)
-	if ok && retry.Lost {
-		limit = min(longestBackOff, f.Spread<<min(n-1, 10))
+// wait is how long to wait after so many failures in a row, the last of them losses of
+// the connection: what the broker asked for, or full jitter (any instant up to a limit
+// that doubles from 1 s to 60 s), and in the end 45 to 60 s.
+//
+// A lost or refused connection is what a whole campus sees in the same moment, also if
+// the broker is back at once. Gateways that have tried every 45 to 60 s for long come
+// one after the other: 300 of them make 5.7 connections a second, and in one of 2,000
+// outages of a minute more than 20 in some second. So after a loss each begins as if it had always
+// done so: it waits for what is left of such an interval at a moment that knows nothing
+// of it (the longer an interval, the likelier the moment is within it). That leaves no
+// wave, however long the broker is away. Spread scales it down: then the intervals
+// double to 45 to 60 s.
+//
+// At least 100 ms, so that a run of small draws is not a storm.
+func (f *Forwarder) wait(err error, failures, losses int) time.Duration {
+	const regular = 0.75 // of the limit, at least
+	limit, part := min(longestBackOff, firstBackOff<<min(failures-1, 10)), rand.Float64()
+	if losses > 0 {
+		limit = min(longestBackOff, f.Spread<<min(losses-1, 10))
 	}
-	jittered := rand.N(limit)
-	if limit == longestBackOff {
-		jittered = limit/2 + rand.N(limit/2)
+	switch {
+	case losses == 1:
+		part *= math.Sqrt(regular*regular + (1-regular*regular)*rand.Float64())
+	case losses > 1 || limit == longestBackOff:
+		part = regular + (1-regular)*part
 	}
-	jittered = max(100*time.Millisecond, jittered)
-	if ok && retry.After > 0 {
+	jittered := max(leastBackOff, time.Duration(part*float64(limit)))
+	if retry, ok := errors.AsType[*RetryError](err); ok && retry.After > 0 {
 		return retry.After + jittered/10
 	}
 	return jittered

@@ -16,16 +16,18 @@ import (
 type model struct {
 	mu       sync.Mutex
 	perSec   float64 // 0: at once
+	workers  int     // requests served at a time, each so fast; 0: one
 	overhead time.Duration
 	flaws    int // one request in so many fails; 0: none
 	away     bool
 	rnd      *rand.Rand
-	free     time.Time // when it has served what it has
+	free     []time.Time // when each worker has served what it has
 
 	state   map[string][]int // by key, what became the state, in this order
 	history map[string][]int
 	sends   []int // readings
 	took    []time.Duration
+	at      []time.Time // when they ended
 	asked   int
 	inside  int // at a time
 	most    int
@@ -52,19 +54,28 @@ func (m *model) serve(ctx context.Context, n int) (keep int, err error) {
 		keep, err = m.rnd.IntN(n+1), &RetryError{Err: errors.New("connection reset"), Lost: true}
 	}
 	begun := time.Now()
-	if m.free.Before(begun) {
-		m.free = begun
+	if m.free == nil {
+		m.free = make([]time.Time, max(1, m.workers))
+	}
+	w := 0
+	for i, free := range m.free {
+		if free.Before(m.free[w]) {
+			w = i
+		}
+	}
+	if m.free[w].Before(begun) {
+		m.free[w] = begun
 	}
 	if m.perSec > 0 {
-		m.free = m.free.Add(time.Duration(float64(n) / m.perSec * float64(time.Second)))
+		m.free[w] = m.free[w].Add(time.Duration(float64(n) / m.perSec * float64(time.Second)))
 	}
-	until := m.free.Add(m.overhead)
+	until := m.free[w].Add(m.overhead)
 	m.mu.Unlock()
 	pause(ctx, time.Until(until))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.inside--
-	m.sends, m.took = append(m.sends, n), append(m.took, time.Since(begun))
+	m.sends, m.took, m.at = append(m.sends, n), append(m.took, time.Since(begun)), append(m.at, time.Now())
 	return keep, err
 }
 
@@ -136,11 +147,15 @@ type sensing struct {
 }
 
 func (s *sensing) put(sensor string) {
+	s.putAt(sensor, time.Duration(s.counts[sensor[:1]])*time.Second)
+}
+
+func (s *sensing) putAt(sensor string, since time.Duration) {
 	n := s.counts[sensor[:1]]
 	s.counts[sensor[:1]]++
 	s.q.mu.Lock()
 	defer s.q.mu.Unlock()
-	s.q.rs = append(s.q.rs, Reading{Sensor: sensor, At: Stamp{Boot: "b", Since: time.Duration(n) * time.Second},
+	s.q.rs = append(s.q.rs, Reading{Sensor: sensor, At: Stamp{Boot: "b", Since: since},
 		Values: []Value{{Temperature, float64(n)}}})
 	select {
 	case s.q.ready <- struct{}{}:

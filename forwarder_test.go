@@ -190,8 +190,8 @@ func TestForwarderBacksOff(t *testing.T) {
 		q := newFakeQueue(1)
 		f := &Forwarder{Queue: q, Sink: s, Log: slog.New(slog.NewTextHandler(&logs, nil))}
 		forward(t, time.Hour, f)
-		if n := len(s.tries); n < 60 || n > 180 {
-			t.Errorf("tried %d times in an hour: full jitter up to a minute makes about 120", n)
+		if n := len(s.tries); n < 60 || n > 90 {
+			t.Errorf("tried %d times in an hour: every 45 to 60 s in the end makes about 75", n)
 		}
 		if n := strings.Count(logs.String(), "\n"); n != 1 {
 			t.Errorf("want one line of log for one change of state, got %d:\n%s", n, logs.String())

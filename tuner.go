@@ -15,8 +15,8 @@ type Tuned struct {
 
 const (
 	firstBatch = 50 // where tuning begins
-	leastBatch = 10
-	batchStep  = 10 // additive increase, a full Send in time
+	leastBatch = 5  // so many of each of 10,000 gateways queue at a broker; of 1 Orion takes 1,700 a second, of 10 2,600
+	batchStep  = 10 // additive increase, a full Send in time; of a small batch a quarter: from 80 % of target to all of it
 
 	trialWindow = 2 * time.Second // at least, to compare one number of lanes with another
 	trialGain   = 1.1             // by which the broker has to be faster with one more
@@ -26,7 +26,8 @@ const (
 
 // tuner finds the size of a batch by additive increase and multiplicative
 // decrease, so that a Send takes no longer than target; and while draining the
-// number of lanes, by trying one more.
+// number of lanes, by trying one more. One set of constants suits all brokers: see
+// TestTunerFindsTheCapacity.
 type tuner struct {
 	target    time.Duration // negative: nothing is tuned
 	most      int           // of batch
@@ -48,11 +49,14 @@ type tuner struct {
 func newTuner(target time.Duration, most, lanes int, t Tuned) tuner {
 	u := tuner{target: target, most: most, mostLanes: lanes, batch: float64(most), lanes: lanes, hold: firstHold}
 	if target > 0 {
-		u.batch = float64(min(most, cmp.Or(t.Batch, firstBatch)))
+		u.batch = math.Min(math.Max(float64(cmp.Or(t.Batch, firstBatch)), u.least()), float64(most))
 		u.lanes = min(lanes, max(t.Lanes, 1))
 	}
 	return u
 }
+
+// least is how small a batch is made.
+func (t *tuner) least() float64 { return float64(min(leastBatch, t.most)) }
 
 // size is how many readings a Send takes.
 func (t *tuner) size() int { return max(1, int(t.batch)) }
@@ -69,26 +73,26 @@ func (t *tuner) landed(n int, took time.Duration) {
 	switch {
 	case took > t.target:
 		t.loaded = n <= leastBatch
-		shrunk := float64(n) * 0.9 * float64(t.target) / float64(took)
-		t.batch = math.Max(math.Min(t.batch, math.Max(shrunk, t.batch/4)), min(leastBatch, float64(t.most)))
+		shrunk := math.Max(float64(n), t.batch) * 0.9 * float64(t.target) / float64(took) // n: it began before the last decrease
+		t.batch = math.Max(math.Min(t.batch, math.Max(shrunk, t.batch/4)), t.least())
 	case n >= t.size():
 		t.loaded = false
 		if took < t.target*8/10 {
-			t.batch = math.Min(t.batch+batchStep, float64(t.most))
+			t.batch = math.Min(t.batch+math.Min(batchStep, t.batch/4), float64(t.most))
 		}
 	default:
 		t.loaded = false
 	}
 }
 
-// failed learns from a Send that took so long and failed, or that the broker asks
-// for a pause.
+// failed learns from a Send that took so long and failed, or of which the broker said
+// that it cannot or asks for a pause.
 func (t *tuner) failed(took time.Duration, asked bool) {
 	if t.target < 0 || !asked && took < 2*t.target {
 		return
 	}
 	t.loaded = asked
-	t.batch = math.Max(t.batch/2, min(leastBatch, float64(t.most)))
+	t.batch = math.Max(t.batch/2, t.least())
 	t.restart()
 }
 
@@ -122,6 +126,14 @@ func (t *tuner) drained(n int, now time.Time) (changed bool) {
 	steady := math.Abs(t.batch-t.began) <= 0.2*t.began
 	t.since = time.Time{}
 	switch {
+	case t.loaded: // the decrease goes on with the lanes
+		t.trying = false
+		if t.lanes == 1 {
+			return false
+		}
+		t.lanes /= 2
+		t.notBefore = now.Add(t.hold)
+		return true
 	case t.trying && rate < t.before*trialGain:
 		t.trying = false
 		t.share(t.lanes, t.lanes-1)
@@ -145,5 +157,5 @@ func (t *tuner) drained(n int, now time.Time) (changed bool) {
 // share has the lanes share what one had at the broker at a time.
 func (t *tuner) share(was, lanes int) {
 	t.lanes = lanes
-	t.batch = math.Max(math.Min(t.batch*float64(was)/float64(lanes), float64(t.most)), min(leastBatch, float64(t.most)))
+	t.batch = math.Max(math.Min(t.batch*float64(was)/float64(lanes), float64(t.most)), t.least())
 }
