@@ -403,7 +403,9 @@ func (f *forwarding) history() (Sink, bool) {
 		return skipper{}, true
 	}
 	if h, ok := f.Sink.(Historian); ok {
-		return h.History()
+		if past, ok := h.History(); ok {
+			return past, true
+		}
 	}
 	return nil, false
 }

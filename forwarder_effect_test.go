@@ -99,6 +99,11 @@ type historian struct{ *model }
 
 func (h historian) History() (Sink, bool) { return past(h), true }
 
+// forgetful is a model that could have one, and has none.
+type forgetful struct{ *model }
+
+func (h forgetful) History() (Sink, bool) { return past(h), false }
+
 type past struct{ *model }
 
 func (p past) String() string { return "past" }
@@ -181,15 +186,18 @@ func (m *model) rising(t *testing.T) {
 // Whatever fails in between, and however often the forwarder is restarted with
 // acknowledgements that did not reach the disk: every reading once, in order.
 func TestForwarderInEffectOnce(t *testing.T) {
-	for _, kind := range []string{"in order", "historian"} {
+	for _, kind := range []string{"in order", "historian", "forgetful"} {
 		for seed := range uint64(30) {
 			t.Run(fmt.Sprint(kind, seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					m := newModel(seed)
 					m.perSec, m.overhead, m.flaws = 100+400*m.rnd.Float64(), 5*time.Millisecond, 3+m.rnd.IntN(20)
 					var sink Sink = m
-					if kind == "historian" {
+					switch kind {
+					case "historian":
 						sink = historian{m}
+					case "forgetful":
+						sink = forgetful{m}
 					}
 					q := newFakeQueue(0)
 					s := &sensing{q, map[string]int{}}
@@ -240,6 +248,9 @@ func TestForwarderInEffectOnce(t *testing.T) {
 					}
 					s.once(t, m)
 					m.rising(t)
+					if len(m.history) > 0 && kind != "historian" {
+						t.Error("a history was written that is not there")
+					}
 				})
 			})
 		}

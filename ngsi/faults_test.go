@@ -1,0 +1,484 @@
+package ngsi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"campus-gateway"
+	"campus-gateway/ngsi/sandbox"
+)
+
+// The fault table of broker and network: TestD1 to TestD14 run the real Forwarder and
+// Sink against a broker with that fault, over connections in memory, and hold what
+// the broker was told against a ledger of what was sensed. Some numbers have more
+// tests, of the Sink alone:
+//
+//	D2  TestTooLarge, TestReset, TestHistoryLarge
+//	D3  TestRetryAfter
+//	D4  TestPoison, TestPartly, TestHistoryPoison
+//	D5  TestD5…, in token_test.go
+//	D6  TestSlow, TestHuge
+//	D9  TestD9…, in token_test.go
+//	D10 TestD10…, in tls_test.go
+
+// ledger is what was sensed, and what a broker was told of it.
+type ledger struct {
+	mu      sync.Mutex
+	sensed  map[string]map[int64]float64 // value by time in milliseconds, by entity
+	total   int
+	applied map[string][]told // what became an entity's state, in this order
+
+}
+
+type told struct {
+	at   int64
+	v    float64
+	when time.Time
+}
+
+func newLedger() *ledger {
+	return &ledger{sensed: map[string]map[int64]float64{}, applied: map[string][]told{}}
+}
+
+// sense notes a reading of an entity.
+func (l *ledger) sense(id string, r gateway.Reading) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sensed[id] == nil {
+		l.sensed[id] = map[int64]float64{}
+	}
+	l.sensed[id][r.At.Wall.UnixMilli()] = r.Values[0].V.(float64)
+	l.total++
+}
+
+// update is a sandbox's OnUpdate.
+func (l *ledger) update(u sandbox.Update) {
+	for _, a := range u.Attrs {
+		if a.Name != "temperature" {
+			continue
+		}
+		var s told
+		at, err := time.Parse(time.RFC3339Nano, a.Time)
+		if err != nil || json.Unmarshal([]byte(a.Value), &s.v) != nil {
+			s.v = -1 // wrong
+		}
+		s.at, s.when = at.UnixMilli(), time.Now()
+		l.mu.Lock()
+		l.applied[u.ID] = append(l.applied[u.ID], s)
+		l.mu.Unlock()
+	}
+}
+
+// tally is a ledger held against a broker.
+type tally struct{ total, lost, twice, back, wrong int }
+
+func (c tally) String() string {
+	return fmt.Sprintf("of %d readings %d lost, %d duplicated, %d out of order, %d wrong", c.total, c.lost, c.twice, c.back, c.wrong)
+}
+
+// count holds the ledger against the states, and against the history if there is one.
+func (l *ledger) count(history map[string][]told) tally {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := tally{total: l.total}
+	seen := map[string]map[int64]int{}
+	note := func(id string, s told) {
+		if seen[id] == nil {
+			seen[id] = map[int64]int{}
+		}
+		seen[id][s.at]++
+		if v, ok := l.sensed[id][s.at]; !ok || v != s.v {
+			c.wrong++
+		}
+	}
+	for id, states := range l.applied {
+		newest, twice := int64(0), map[int64]bool{}
+		for _, s := range states {
+			if s.at < newest {
+				c.back++
+			}
+			newest = max(newest, s.at)
+			if history == nil || twice[s.at] {
+				note(id, s)
+			}
+			twice[s.at] = true
+		}
+	}
+	for id, states := range history { // in which each state is
+		for _, s := range states {
+			note(id, s)
+		}
+	}
+	for id, all := range l.sensed {
+		for at := range all {
+			switch n := seen[id][at]; {
+			case n == 0:
+				c.lost++
+			case n > 1:
+				c.twice += n - 1
+			}
+		}
+	}
+	return c
+}
+
+// historyOf asks the broker for its history of temperatures.
+func historyOf(t *testing.T, h http.Handler) map[string][]told {
+	t.Helper()
+	all := map[string][]told{}
+	for offset := 0; ; offset += 100 {
+		r, _ := http.NewRequest("GET", fmt.Sprintf("/ngsi-ld/v1/temporal/entities?attrs=temperature&timerel=after&timeAt=1970-01-01T00:00:00Z&limit=100&offset=%d", offset), nil)
+		w := &record{header: http.Header{}}
+		h.ServeHTTP(w, r)
+		var es []struct {
+			ID          string
+			Temperature []struct {
+				Value      float64
+				ObservedAt time.Time
+			}
+		}
+		if err := json.Unmarshal(w.body, &es); err != nil {
+			t.Fatalf("%.200s: %v", w.body, err)
+		}
+		for _, e := range es {
+			for _, in := range e.Temperature {
+				all[e.ID] = append(all[e.ID], told{at: in.ObservedAt.UnixMilli(), v: in.Value})
+			}
+		}
+		if len(es) < 100 {
+			return all
+		}
+	}
+}
+
+// ram is a queue in memory.
+type ram struct {
+	mu       sync.Mutex
+	rs       []gateway.Reading
+	first    uint64
+	rejected []string // sensor: why
+	ready    chan struct{}
+}
+
+func (q *ram) Put(rs ...gateway.Reading) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rs = append(q.rs, rs...)
+	select {
+	case q.ready <- struct{}{}:
+	default:
+	}
+	return nil
+}
+func (q *ram) Bounds() (first, end uint64, anew bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.first, q.first + uint64(len(q.rs)), false
+}
+func (q *ram) Read(from uint64, max int) ([]gateway.Reading, uint64, uint64, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	rs := q.rs[from-q.first:]
+	n := min(max, len(rs))
+	return rs[:n:n], from, from + uint64(n), nil
+}
+func (q *ram) Hold(before, from, to uint64) {}
+func (q *ram) Ack(end uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rs, q.first = q.rs[end-q.first:], end
+}
+func (q *ram) Reject(rs []gateway.Reading, why string) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, r := range rs {
+		q.rejected = append(q.rejected, r.Sensor+": "+why)
+	}
+	return nil
+}
+func (q *ram) Ready() <-chan struct{} { return q.ready }
+func (q *ram) Depth() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.rs)
+}
+
+// lan is a network in memory, with one server on it that can be away.
+type lan struct {
+	pipes
+	cut func(net.Conn) net.Conn // what a client's connection goes through; nil: nothing
+
+	mu       sync.Mutex
+	away     bool
+	open     map[net.Conn]bool // the server's ends
+	accepted []time.Time
+}
+
+// serve begins to answer by h, until the test ends.
+func serve(t *testing.T, h http.Handler) *lan {
+	w := &lan{pipes: pipes{conns: make(chan net.Conn), closed: make(chan struct{})}, open: map[net.Conn]bool{}}
+	srv := &http.Server{Handler: h}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = srv.Serve(w) }()
+	t.Cleanup(func() { srv.Close(); <-done })
+	return w
+}
+
+func (w *lan) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	}
+	a, z := net.Pipe()
+	select {
+	case w.conns <- z:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	w.open[z] = true
+	w.accepted = append(w.accepted, time.Now())
+	if w.cut != nil {
+		return w.cut(a), nil
+	}
+	return a, nil
+}
+
+// leave has the server go, with all connections cut, and be back or not.
+func (w *lan) leave(away bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c := range w.open {
+		c.Close()
+	}
+	clear(w.open)
+	w.away = away
+}
+
+func (w *lan) back() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.away = false
+}
+
+// front stands before a broker and has its faults.
+type front struct {
+	broker http.Handler
+
+	mu    sync.Mutex
+	fault func(w http.ResponseWriter, r *http.Request, body []byte) (done bool) // answers itself, or not
+	asked []asking
+}
+
+type asking struct {
+	at     time.Time
+	method string
+	size   int
+}
+
+func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	f.mu.Lock()
+	f.asked = append(f.asked, asking{time.Now(), r.Method, len(body)})
+	fault := f.fault
+	f.mu.Unlock()
+	if err != nil || fault != nil && fault(w, r, body) {
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	f.broker.ServeHTTP(w, r)
+}
+
+func (f *front) set(fault func(w http.ResponseWriter, r *http.Request, body []byte) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = fault
+}
+
+// writes are when readings were sent.
+func (f *front) writes() (at []time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.asked {
+		if a.method == http.MethodPost {
+			at = append(at, a.at)
+		}
+	}
+	return at
+}
+
+// world is a gateway with some sensors, and a broker.
+type world struct {
+	*ledger
+	t       *testing.T
+	cfg     Config
+	broker  *sandbox.Broker
+	front   *front
+	lan     *lan
+	m       *Mapper
+	sensors []string
+	sink    *Sink
+	queue   interface {
+		gateway.Queue
+		Put(...gateway.Reading) error
+	}
+	f    *gateway.Forwarder
+	stop func()
+	n    int
+}
+
+func newWorld(t *testing.T, cfg Config, sensors int, o sandbox.Options) *world {
+	t.Helper()
+	w := &world{t: t, ledger: newLedger(), cfg: cfg, queue: &ram{ready: make(chan struct{}, 1), first: 1}, stop: func() {}}
+	o.OnUpdate = w.update
+	w.broker = sandbox.New(o)
+	w.front = &front{broker: w.broker}
+	w.lan = serve(t, w.front)
+	m, rs := many(sensors)
+	w.m = m
+	for _, r := range rs {
+		w.sensors = append(w.sensors, r.Sensor)
+	}
+	w.connect()
+	return w
+}
+
+// connect makes the Sink, as a process that starts does.
+func (w *world) connect() {
+	w.t.Helper()
+	if w.cfg.URL == "" {
+		w.cfg.URL = "http://broker.test:1026"
+	}
+	var err error
+	if w.sink, err = New(w.cfg, w.m); err != nil {
+		w.t.Fatal(err)
+	}
+	w.sink.client.Transport.(*http.Transport).DialContext = w.lan.dial
+	w.t.Cleanup(w.sink.client.CloseIdleConnections)
+}
+
+// start begins to forward, until stop is called.
+func (w *world) start() {
+	if w.f == nil {
+		w.f = &gateway.Forwarder{}
+	}
+	f := w.f
+	f.Queue, f.Sink = w.queue, w.sink
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = f.Run(ctx) }()
+	w.stop = func() { cancel(); <-done }
+}
+
+// sense has sensors tell something now.
+func (w *world) sense(sensors ...string) {
+	w.t.Helper()
+	var rs []gateway.Reading
+	for _, s := range sensors {
+		w.n++
+		r := reading(s, num(gateway.Temperature, float64(w.n%1000)/10))
+		r.At.Wall = time.Now()
+		rs = append(rs, r)
+	}
+	if err := w.queue.Put(rs...); err != nil {
+		w.t.Error(err)
+	}
+	for _, r := range rs {
+		w.ledger.sense(w.sink.Key(r.Sensor), r)
+	}
+}
+
+// sensing has all sensors tell something every so often, for so long.
+func (w *world) sensing(every, long time.Duration) {
+	for begun := time.Now(); time.Since(begun) < long; time.Sleep(every) {
+		w.sense(w.sensors...)
+	}
+}
+
+// end waits until everything has been sent, for so long, and holds the ledger
+// against the broker.
+func (w *world) end(long time.Duration) tally {
+	w.t.Helper()
+	for begun := time.Now(); w.queue.Depth() > 0; time.Sleep(100 * time.Millisecond) {
+		if time.Since(begun) > long {
+			w.t.Errorf("after %v, %d readings wait: %s", long, w.queue.Depth(), w.f.Stats().Why)
+			break
+		}
+	}
+	w.stop()
+	var history map[string][]told
+	if _, ok := w.sink.History(); ok {
+		history = historyOf(w.t, w.broker)
+	}
+	w.sink.Close()
+	return w.count(history)
+}
+
+// clean wants nothing lost, duplicated, out of order or wrong.
+func (w *world) clean(long time.Duration) {
+	w.t.Helper()
+	if c := w.end(long); c != (tally{total: c.total}) || c.total == 0 {
+		w.t.Errorf("%v", c)
+	}
+}
+
+// bubbles runs f in a bubble for each API.
+func bubbles(t *testing.T, name string, f func(t *testing.T, api string)) {
+	for _, api := range apis {
+		t.Run(strings.TrimSpace(api+" "+name), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(t, api) })
+		})
+	}
+}
+
+// says is a fault of a broker that answers so to all, or to all that is written.
+func says(status int, contentType, text string, reads bool) func(http.ResponseWriter, *http.Request, []byte) bool {
+	return func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if r.Method == http.MethodGet && !reads {
+			return false
+		}
+		w.Header().Set("Content-Type", contentType)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, text)
+		return true
+	}
+}
+
+// D1: a broker that fails for an hour is tried 90 times at most, and nothing is lost.
+func TestD1(t *testing.T) {
+	hours, tries := 0, 0
+	for _, status := range []int{500, 502, 503} {
+		for _, reads := range []bool{true, false} { // Orion without its database answers questions
+			bubbles(t, fmt.Sprint(status, " ", reads), func(t *testing.T, api string) {
+				w := newWorld(t, Config{API: api}, 3, sandbox.Options{})
+				w.front.set(says(status, "text/html", "<html>Bad Gateway</html>", reads))
+				w.start()
+				w.sensing(10*time.Second, time.Hour)
+				n := int(w.f.Stats().Failures)
+				hours, tries = hours+1, tries+n
+				// Each wait is drawn: an hour has 86 ± 2.
+				if n > 95 || n < 60 {
+					t.Errorf("%d tries in an hour", n)
+				}
+				w.front.set(nil)
+				w.clean(5 * time.Minute)
+			})
+		}
+	}
+	t.Logf("%d tries in %d hours", tries, hours)
+	if tries > 90*hours {
+		t.Errorf("%d tries an hour", tries/hours)
+	}
+}
