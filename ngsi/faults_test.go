@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -380,6 +381,7 @@ func (w *world) start() {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = f.Run(ctx) }()
 	w.stop = func() { cancel(); <-done }
+	synctest.Wait() // it has seen that there is nothing, or what there is
 }
 
 // sense has sensors tell something now.
@@ -481,4 +483,215 @@ func TestD1(t *testing.T) {
 	if tries > 90*hours {
 		t.Errorf("%d tries an hour", tries/hours)
 	}
+}
+
+// D2: a broker that takes 100 KB at a time is found out in three tries; a reading that
+// is larger than that by itself is set aside.
+func TestD2(t *testing.T) {
+	const limit = 100_000 // the most that goes in one request here is 200 KB
+	bubbles(t, "", func(t *testing.T, api string) {
+		w := newWorld(t, Config{API: api}, 1500, sandbox.Options{})
+		w.m.things["s0700"] = NewMapper("gw", []Thing{{Name: "s0700", Location: &settat, EntityID: strings.Repeat("x", 200),
+			Quantities: []gateway.Quantity{gateway.Temperature}}}).things["s0700"]
+		huge := w.sink.Key("s0700")
+		tooLarge := 0
+		w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+			if alone := strings.Contains(string(body), huge); !alone && len(body) <= limit || strings.Contains(r.URL.Path, "query") {
+				return false
+			} else if !alone || strings.Count(string(body), "dateObserved") > 1 {
+				tooLarge++
+			}
+			return says(413, jsonType, `{"error":"RequestEntityTooLarge","description":"payload size: too much"}`, true)(rw, r, nil)
+		})
+		w.f = &gateway.Forwarder{Target: -1, Batch: 1500, Lanes: 1}
+		w.start()
+		for range 3 {
+			w.sense(w.sensors...)
+			time.Sleep(time.Minute)
+		}
+		c := w.end(time.Minute)
+		q := w.queue.(*ram)
+		if c != (tally{total: 4500, lost: 3}) || len(q.rejected) != 3 || !strings.Contains(q.rejected[0], "s0700: ") || !strings.Contains(q.rejected[0], "payload size") {
+			t.Errorf("%v; %d rejects: %.300q", c, len(q.rejected), q.rejected)
+		}
+		large := 0
+		for _, a := range w.front.asked {
+			if a.size > limit {
+				large++
+			}
+		}
+		if large > 3 || large == 0 {
+			t.Errorf("%d requests were too large", large)
+		}
+	})
+}
+
+// D3: a broker that asks for a pause is given it, in seconds and until a date, and ten
+// minutes at most.
+func TestD3(t *testing.T) {
+	for name, c := range map[string]struct {
+		header func() string
+		want   time.Duration
+	}{
+		"seconds": {func() string { return "77" }, 77 * time.Second},
+		"date":    {func() string { return time.Now().Add(90 * time.Second).UTC().Format(http.TimeFormat) }, 90 * time.Second},
+		"absurd":  {func() string { return "99999999999999" }, 10 * time.Minute},
+		"2099":    {func() string { return "Sat, 01 Jan 2099 00:00:00 GMT" }, 10 * time.Minute},
+	} {
+		for _, reads := range []bool{true, false} {
+			bubbles(t, fmt.Sprint(name, " ", reads), func(t *testing.T, api string) {
+				w := newWorld(t, Config{API: api}, 2, sandbox.Options{})
+				var tries []time.Time
+				w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+					if r.Method == http.MethodGet && !reads {
+						return false
+					}
+					if n := len(tries); n == 0 || !tries[n-1].Equal(time.Now()) {
+						tries = append(tries, time.Now())
+					}
+					if len(tries) >= 4 {
+						return false
+					}
+					rw.Header().Set("Retry-After", c.header())
+					return says(429, "text/plain", "slow down", true)(rw, r, body)
+				})
+				w.start()
+				w.sensing(30*time.Second, 5*c.want)
+				w.clean(time.Minute)
+				if len(tries) < 4 {
+					t.Fatalf("%d tries", len(tries))
+				}
+				for i := 1; i < 4; i++ {
+					// A date has no parts of a second, and the pause is stretched by up to 6 s.
+					if gap := tries[i].Sub(tries[i-1]); gap < c.want-time.Second || gap > c.want+7*time.Second {
+						t.Errorf("%v between tries, want %v", gap, c.want)
+					}
+				}
+			})
+		}
+	}
+}
+
+// D4: of 200 entities one is refused for ever, in words of the broker: it alone is set
+// aside, and the others arrive in order.
+func TestD4(t *testing.T) {
+	const words = "attribute value of Tuesday"
+	for _, status := range []int{400, 422, 207} {
+		bubbles(t, fmt.Sprint(status), func(t *testing.T, api string) {
+			if status == 207 && api == "ngsi-v2" {
+				t.Skip("it has no such answer")
+			}
+			w := newWorld(t, Config{API: api}, 200, sandbox.Options{})
+			guilty := w.sink.Key("s0123")
+			requests := 0
+			w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+				requests++
+				if !strings.Contains(string(body), `"`+guilty+`"`) || strings.Contains(r.URL.Path, "query") {
+					return false
+				}
+				if status != 207 {
+					return says(status, jsonType, `{"type":"https://uri.etsi.org/ngsi-ld/errors/BadRequestData","title":"no","error":"BadRequest","description":"`+words+`","detail":"`+words+`"}`, true)(rw, r, body)
+				}
+				var es, rest []json.RawMessage
+				_ = json.Unmarshal(body, &es)
+				var taken []string
+				for i, id := range ids(body) {
+					if id != guilty {
+						rest, taken = append(rest, es[i]), append(taken, id)
+					}
+				}
+				if len(rest) > 0 {
+					text, _ := json.Marshal(rest)
+					apply, _ := http.NewRequest(r.Method, r.URL.String(), bytes.NewReader(text))
+					apply.Header = r.Header
+					w.broker.ServeHTTP(&record{header: http.Header{}}, apply)
+				}
+				success, _ := json.Marshal(taken)
+				return says(207, jsonType, fmt.Sprintf(`{"success":%s,"errors":[{"entityId":%q,"error":{"status":400,"title":"no","detail":%q}}]}`, success, guilty, words), true)(rw, r, body)
+			})
+			w.f = &gateway.Forwarder{Target: -1}
+			w.start()
+			for range 5 {
+				w.sense(w.sensors...)
+				time.Sleep(time.Minute)
+			}
+			c := w.end(time.Minute)
+			q := w.queue.(*ram)
+			if c != (tally{total: 1000, lost: 5}) || len(q.rejected) != 5 {
+				t.Errorf("%v; rejects: %q", c, q.rejected)
+			}
+			for _, r := range q.rejected {
+				if !strings.HasPrefix(r, "s0123: ") || !strings.Contains(r, words) {
+					t.Errorf("reject %q", r)
+				}
+			}
+			if requests > 5*20+10 { // 2 log2 of 200 for each, the Devices, what it is
+				t.Errorf("%d requests", requests)
+			}
+			if s := w.f.Stats(); s.Failures > 0 {
+				t.Errorf("%d failures: %s", s.Failures, s.Why)
+			}
+		})
+	}
+}
+
+// D5: while readings are drained in lanes, tokens are withdrawn again and again, and
+// the token server is slow, then down, then talks nonsense, then refuses: each expiry
+// costs one refresh, and nothing is lost.
+func TestD5(t *testing.T) {
+	bubbles(t, "", func(t *testing.T, api string) {
+		trouble := ""
+		var asked []time.Time
+		k := &keyrock{expires: "3600", ask: func(rw http.ResponseWriter, n int, _ url.Values) bool {
+			asked = append(asked, time.Now())
+			switch trouble {
+			case "slow":
+				time.Sleep(5 * time.Second)
+			case "down":
+				rw.WriteHeader(503)
+				return true
+			case "garbage":
+				_, _ = io.WriteString(rw, "<html>")
+				return true
+			case "refuses":
+				rw.WriteHeader(401)
+				return true
+			}
+			return false
+		}}
+		auth := newAuth(t, k, OAuth2{})
+		w := newWorld(t, Config{API: api, Auth: auth}, 20, sandbox.Options{NoHistory: true})
+		w.front.broker = k.guard(w.front.broker)
+		slow := w.front.broker
+		w.front.broker = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			time.Sleep(100 * time.Millisecond)
+			slow.ServeHTTP(rw, r)
+		})
+		for range 200 {
+			w.sense(w.sensors...)
+			time.Sleep(time.Second)
+		}
+		w.f = &gateway.Forwarder{Target: -1, Batch: 20, Lanes: 8}
+		w.start()
+		for i := range 10 {
+			time.Sleep(time.Second)
+			k.withdraw()
+			time.Sleep(200 * time.Millisecond)
+			if n := len(asked); n > i+2 {
+				t.Errorf("%d tokens asked for in %d expiries", n, i+1)
+			}
+		}
+		for _, trouble = range []string{"slow", "down", "garbage", "refuses"} {
+			k.withdraw()
+			w.sensing(time.Second, 5*time.Minute)
+			n := len(asked)
+			trouble = ""
+			w.sensing(time.Second, 2*time.Minute)
+			t.Logf("%d tokens asked for so far", n)
+		}
+		w.clean(10 * time.Minute)
+		if n := len(asked); n > 100 {
+			t.Errorf("%d tokens asked for", n)
+		}
+	})
 }
