@@ -94,8 +94,8 @@ func newTransport(c *tls.Config) *http.Transport {
 
 // post sends one request and judges the answer. Only the end of ctx is an error.
 func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
-	resp, body, none, err := s.exchange(ctx, r, func(status int) int64 {
-		if status == http.StatusMultiStatus {
+	resp, body, none, err := s.exchange(ctx, r, func(resp *http.Response) int64 {
+		if resp.StatusCode == http.StatusMultiStatus {
 			return maxList
 		}
 		return maxAnswer
@@ -107,10 +107,10 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 }
 
 // exchange sends one request, with the token on it, and reads the answer as far as
-// limit says of its status. After 401 it does so once more, if there is another
+// limit says of its head. After 401 it does so once more, if there is another
 // token. Without a response there is an answer that says why; only the end of ctx
 // is an error. No token is in what it returns.
-func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) int64) (*http.Response, []byte, answer, error) {
+func (s *Sink) exchange(ctx context.Context, r Request, limit func(*http.Response) int64) (*http.Response, []byte, answer, error) {
 	if s.cfg.Auth == nil {
 		return s.once(ctx, r, "", limit)
 	}
@@ -134,7 +134,7 @@ func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) i
 func againstPolicy(body []byte) bool { return bytes.Contains(body, []byte("urn:dx:as:InvalidRole")) }
 
 // once is one exchange.
-func (s *Sink) once(ctx context.Context, r Request, token string, limit func(status int) int64) (*http.Response, []byte, answer, error) {
+func (s *Sink) once(ctx context.Context, r Request, token string, limit func(*http.Response) int64) (*http.Response, []byte, answer, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body)) // sets Content-Length: Orion wants it
 	if err != nil {
 		return nil, nil, s.noAnswer(err), nil
@@ -152,7 +152,7 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	var body []byte
 	if err == nil {
 		s.cfg.TLS.answered()
-		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
+		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp)))
 		resp.Body.Close()
 	}
 	switch {

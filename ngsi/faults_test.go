@@ -2,6 +2,7 @@ package ngsi
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,8 +11,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -233,7 +236,11 @@ func serve(t *testing.T, h http.Handler) *lan {
 	srv := &http.Server{Handler: h}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.Serve(w) }()
-	t.Cleanup(func() { srv.Close(); <-done })
+	t.Cleanup(func() {
+		srv.Close()
+		<-done
+		time.Sleep(2 * time.Second) // in a bubble: until all who answer have seen it
+	})
 	return w
 }
 
@@ -372,6 +379,12 @@ func (w *world) connect() {
 
 // start begins to forward, until stop is called.
 func (w *world) start() {
+	w.begin()
+	synctest.Wait() // it has seen what there is
+}
+
+// begin is start outside of a bubble.
+func (w *world) begin() {
 	if w.f == nil {
 		w.f = &gateway.Forwarder{}
 	}
@@ -381,7 +394,6 @@ func (w *world) start() {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = f.Run(ctx) }()
 	w.stop = func() { cancel(); <-done }
-	synctest.Wait() // it has seen that there is nothing, or what there is
 }
 
 // sense has sensors tell something now.
@@ -694,4 +706,251 @@ func TestD5(t *testing.T) {
 			t.Errorf("%d tokens asked for", n)
 		}
 	})
+}
+
+// counted counts what a client reads of an answer.
+type counted struct {
+	net.Conn
+	n, most *atomic.Int64 // since the last request; of any
+}
+
+func (c counted) Write(b []byte) (int, error) {
+	if bytes.HasPrefix(b, []byte("POST /")) || bytes.HasPrefix(b, []byte("GET /")) {
+		c.n.Store(0)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.most.Store(max(c.most.Load(), c.n.Add(int64(n))))
+	return n, err
+}
+
+// D6: answers that drip, do not end, have a gigabyte or unfold to one are given up
+// after 30 s and 1 MiB, and are no acknowledgement; only what the broker is asked for
+// may have 4 MiB.
+func TestD6(t *testing.T) {
+	var folded bytes.Buffer
+	z := gzip.NewWriter(&folded)
+	_, _ = z.Write(make([]byte, 64<<20))
+	z.Close()
+	endless := func(w http.ResponseWriter, text []byte) {
+		for {
+			if _, err := w.Write(text); err != nil {
+				return
+			}
+		}
+	}
+	blanks := bytes.Repeat([]byte(" "), 32<<10)
+	for name, answers := range map[string]func(w http.ResponseWriter, r *http.Request){
+		"drips": func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				_, _ = io.WriteString(w, " ")
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(time.Second)
+			}
+		},
+		"drips its head": func(w http.ResponseWriter, _ *http.Request) {
+			c, _, _ := w.(http.Hijacker).Hijack()
+			defer c.Close()
+			for _, b := range []byte("HTTP/1.1 204 No Content\r\nX: " + strings.Repeat("x", 100)) {
+				if _, err := c.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		},
+		"endless head": func(w http.ResponseWriter, _ *http.Request) {
+			c, _, _ := w.(http.Hijacker).Hijack()
+			defer c.Close()
+			_, err := c.Write([]byte("HTTP/1.1 204 No Content\r\nX: "))
+			for err == nil {
+				_, err = c.Write(blanks)
+			}
+		},
+		"endless": func(w http.ResponseWriter, _ *http.Request) { endless(w, blanks) },
+		"a gigabyte": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "1073741824")
+			endless(w, blanks)
+		},
+		"unfolds": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			_, _ = w.Write(folded.Bytes())
+		},
+		"a list": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(207); endless(w, blanks) },
+		"JSON": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", jsonType)
+			_, _ = io.WriteString(w, "[")
+			endless(w, blanks)
+		},
+	} {
+		bubbles(t, name, func(t *testing.T, api string) {
+			w := newWorld(t, Config{API: api}, 5, sandbox.Options{})
+			var most atomic.Int64
+			w.lan.cut = func(c net.Conn) net.Conn {
+				return counted{c, new(atomic.Int64), &most}
+			}
+			w.start()
+			w.sensing(10*time.Second, time.Minute)
+			longest := time.Duration(0)
+			questions := false // of what the broker holds
+			w.front.set(func(rw http.ResponseWriter, r *http.Request, _ []byte) bool {
+				begun := time.Now()
+				questions = questions || strings.Contains(r.URL.Path, "query") || strings.HasSuffix(r.URL.Path, "/entities")
+				gone := context.AfterFunc(r.Context(), func() { longest = max(longest, time.Since(begun)) })
+				defer gone()
+				answers(rw, r)
+				longest = max(longest, time.Since(begun))
+				return true
+			})
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			w.sensing(10*time.Second, 10*time.Minute)
+			synctest.Wait()
+			runtime.ReadMemStats(&after)
+			failures := int64(w.f.Stats().Failures)
+			grown := int64(after.TotalAlloc-before.TotalAlloc) / max(1, failures)
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			held := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+			limit := int64(1<<20 + 64<<10)
+			if name == "JSON" && questions {
+				limit += 3 << 20
+			}
+			t.Logf("%d failures, at most %d bytes read, %v long, %d KB allocated in a try, %d KB kept", failures, most.Load(), longest, grown>>10, held>>10)
+			if failures < 5 || longest > 31*time.Second || most.Load() > limit || held > 1<<20 {
+				t.Errorf("%d failures, %d bytes read, %v long, %d bytes kept", failures, most.Load(), longest, held)
+			}
+			if w.f.Stats().Down.IsZero() {
+				t.Error("it is taken for an acknowledgement")
+			}
+			w.front.set(nil)
+			w.clean(5 * time.Minute)
+		})
+	}
+}
+
+// broken is a client's connection that breaks when so many bytes of requests, or of
+// answers, have passed since the first reading was sent.
+type broken struct {
+	net.Conn
+	request, silent bool // which way; whether nobody is told
+
+	mu     sync.Mutex
+	armed  bool
+	left   int
+	broken chan struct{}
+}
+
+func (c *broken) pass(b []byte, request bool) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = c.armed || request && (bytes.HasPrefix(b, []byte("POST /v2/op/update")) || bytes.HasPrefix(b, []byte("POST /ngsi-ld/v1/entityOp")))
+	if !c.armed || c.request != request {
+		return b
+	}
+	n := min(c.left, len(b))
+	if c.left -= n; n < len(b) {
+		select {
+		case <-c.broken:
+		default:
+			close(c.broken)
+			if !c.silent && !request {
+				c.Conn.Close()
+			}
+		}
+	}
+	return b[:n]
+}
+
+func (c *broken) over() bool {
+	select {
+	case <-c.broken:
+		return true
+	default:
+		return false
+	}
+}
+
+var errReset = &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
+
+func (c *broken) Write(b []byte) (int, error) {
+	part := c.pass(b, true)
+	var n int
+	if len(part) > 0 {
+		var err error
+		if n, err = c.Conn.Write(part); err != nil && !c.over() {
+			return n, err
+		}
+	}
+	if c.over() && !c.silent {
+		if c.request {
+			c.Conn.Close()
+		}
+		return n, errReset
+	}
+	return len(b), nil
+}
+
+func (c *broken) Read(b []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(b)
+		part := c.pass(b[:n], false)
+		if len(part) > 0 || !c.over() {
+			return len(part), err
+		}
+		if !c.silent {
+			return 0, errReset
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// D7: a connection that breaks at any byte of a request or of an answer, told by a
+// reset or never told, is noticed within 30 s; nothing is lost or taken twice.
+func TestD7(t *testing.T) {
+	wire, twice, readings := 0, 0, 0
+	for _, silent := range []bool{false, true} {
+		for _, request := range []bool{true, false} {
+			bubbles(t, fmt.Sprint("request ", request, " silent ", silent), func(t *testing.T, api string) {
+				for at := 0; at <= 2000; at += 50 {
+					w := newWorld(t, Config{API: api}, 4, sandbox.Options{})
+					var first *broken
+					w.lan.cut = func(c net.Conn) net.Conn {
+						if first != nil {
+							return c
+						}
+						first = &broken{Conn: c, request: request, silent: silent, left: at, broken: make(chan struct{})}
+						return first
+					}
+					w.start()
+					var broke, noticed time.Time
+					for range 100 {
+						w.sense(w.sensors...)
+						time.Sleep(time.Second)
+						if broke.IsZero() && first.over() {
+							broke = time.Now()
+						}
+						if noticed.IsZero() && w.f.Stats().Failures > 0 {
+							noticed = time.Now()
+						}
+					}
+					if broke.IsZero() || noticed.IsZero() && at > 0 || // of a request of which nothing has gone, net/http makes another
+						!noticed.IsZero() && noticed.Sub(broke) > 31*time.Second {
+						t.Errorf("byte %d: broken %v, noticed %v", at, broke, noticed)
+					}
+					c := w.end(5 * time.Minute)
+					if c != (tally{total: c.total}) {
+						t.Errorf("byte %d: %v", at, c)
+					}
+					wire, twice, readings = wire+1, twice+c.twice, readings+c.total
+				}
+			})
+		}
+	}
+	t.Logf("%d connections broken under %d readings: %d duplicated", wire, readings, twice)
 }
