@@ -4,14 +4,22 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -349,17 +357,23 @@ type world struct {
 
 func newWorld(t *testing.T, cfg Config, sensors int, o sandbox.Options) *world {
 	t.Helper()
+	w := newBroker(t, cfg, sensors, o)
+	w.lan = serve(t, w.front)
+	w.connect()
+	return w
+}
+
+// newBroker is a world without a network.
+func newBroker(t *testing.T, cfg Config, sensors int, o sandbox.Options) *world {
 	w := &world{t: t, ledger: newLedger(), cfg: cfg, queue: &ram{ready: make(chan struct{}, 1), first: 1}, stop: func() {}}
 	o.OnUpdate = w.update
 	w.broker = sandbox.New(o)
 	w.front = &front{broker: w.broker}
-	w.lan = serve(t, w.front)
 	m, rs := many(sensors)
 	w.m = m
 	for _, r := range rs {
 		w.sensors = append(w.sensors, r.Sensor)
 	}
-	w.connect()
 	return w
 }
 
@@ -953,4 +967,278 @@ func TestD7(t *testing.T) {
 		}
 	}
 	t.Logf("%d connections broken under %d readings: %d duplicated", wire, readings, twice)
+}
+
+// zone is a name server, over TCP in memory, for one name.
+type zone struct {
+	mu      sync.Mutex
+	address netip.Addr // none: there is no such name
+	delay   time.Duration
+	flaps   time.Duration // it knows the name for so long, and then does not for so long; 0: always
+	sixth   netip.Addr
+}
+
+func (z *zone) set(address netip.Addr, delay, flaps time.Duration) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.address, z.delay, z.flaps = address, delay, flaps
+}
+
+func (z *zone) resolver() *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		a, b := net.Pipe()
+		go z.answer(b)
+		return a, nil
+	}}
+}
+
+// answer answers one question (RFC 1035).
+func (z *zone) answer(c net.Conn) {
+	defer c.Close()
+	var size [2]byte
+	if _, err := io.ReadFull(c, size[:]); err != nil {
+		return
+	}
+	q := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(c, q); err != nil {
+		return
+	}
+	z.mu.Lock()
+	address, sixth, delay := z.address, z.sixth, z.delay
+	if z.flaps > 0 && time.Now().Unix()/int64(z.flaps/time.Second)%2 == 1 {
+		address = netip.Addr{}
+	}
+	z.mu.Unlock()
+	time.Sleep(delay)
+	end := 12
+	for q[end] != 0 {
+		end += 1 + int(q[end])
+	}
+	kind := q[end+2]
+	reply := slices.Clone(q[:end+5])
+	copy(reply[2:], []byte{0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0})
+	var data []byte
+	switch known := address.IsValid() && bytes.HasPrefix(q[12:], []byte("\x06broker\x04test\x00")); {
+	case !known:
+		reply[3] |= 3
+	case kind == 1:
+		data = address.AsSlice()
+	case kind == 28 && sixth.IsValid():
+		data = sixth.AsSlice()
+	}
+	if data != nil {
+		reply[7] = 1
+		reply = append(reply, 0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 5, 0, byte(len(data)))
+		reply = append(reply, data...)
+	}
+	_, _ = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
+}
+
+// D8: a name that is not there, comes late, or comes and goes piles nothing up, and
+// the gateway is back within a minute of the name; it follows to another address
+// within a minute of noticing.
+func TestD8(t *testing.T) {
+	// What package net makes at its first question is of no bubble then.
+	_, _ = (&zone{}).resolver().LookupHost(t.Context(), "broker.test")
+	bubbles(t, "", func(t *testing.T, api string) {
+		old, next := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		z := &zone{address: old}
+		resolver := z.resolver()
+		w := newWorld(t, Config{API: api}, 3, sandbox.Options{})
+		hosts := map[string]*lan{old.String(): w.lan, next.String(): serve(t, w.front)}
+		w.sink.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // newTransport's
+			defer cancel()
+			host, port, _ := net.SplitHostPort(address)
+			found, err := resolver.LookupHost(ctx, host)
+			if err != nil {
+				return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+			}
+			return hosts[found[0]].dial(ctx, network, net.JoinHostPort(found[0], port))
+		}
+		w.start()
+		w.sensing(5*time.Second, time.Minute)
+		base := runtime.NumGoroutine()
+		back := func(what string, limit time.Duration) {
+			t.Helper()
+			begun, n := time.Now(), len(w.front.writes())
+			for len(w.front.writes()) == n && time.Since(begun) < 10*time.Minute {
+				w.sensing(time.Second, time.Second)
+			}
+			if passed := time.Since(begun); passed > limit {
+				t.Errorf("%s: back after %v", what, passed)
+			}
+			w.sensing(5*time.Second, time.Minute)
+		}
+		for what, trouble := range map[string]func(){
+			"no such name": func() { z.set(netip.Addr{}, 0, 0) },
+			"late":         func() { z.set(old, 30*time.Second, 0) },
+			"flapping":     func() { z.set(old, 0, 7*time.Second) },
+		} {
+			trouble()
+			w.lan.leave(false)
+			most := 0
+			for range 200 {
+				w.sensing(5*time.Second, 5*time.Second)
+				most = max(most, runtime.NumGoroutine())
+			}
+			if most > base+12 {
+				t.Errorf("%s: %d goroutines, %d before", what, most, base)
+			}
+			if what != "flapping" && !strings.Contains(w.f.Stats().Why, "broker.test cannot be resolved") && !strings.Contains(w.f.Stats().Why, "takes too long") {
+				t.Errorf("%s: %s", what, w.f.Stats().Why)
+			}
+			z.set(old, 0, 0)
+			back(what, 62*time.Second)
+		}
+		z.set(next, 0, 0)
+		w.lan.leave(true)
+		back("another address", time.Minute)
+		// Now back to the old one, and nobody says that the new one is gone.
+		hosts[next.String()].leave(false)
+		var all []*broken
+		hosts[next.String()].cut = func(c net.Conn) net.Conn {
+			b := &broken{Conn: c, request: true, silent: true, left: 1 << 30, broken: make(chan struct{})}
+			all = append(all, b)
+			return b
+		}
+		back("connections cut", time.Minute)
+		w.lan.back()
+		z.set(old, 0, 0)
+		for _, b := range all {
+			b.mu.Lock()
+			b.armed, b.left = true, 0
+			b.mu.Unlock()
+		}
+		back("another address in silence", 30*time.Second+time.Minute)
+		w.clean(5 * time.Minute)
+		if n := runtime.NumGoroutine(); n > base+3 {
+			t.Errorf("%d goroutines, %d before", n, base)
+		}
+	})
+	// Where the network has IPv6 that leads nowhere, IPv4 is tried beside it.
+	t.Run("IPv6 leads nowhere", func(t *testing.T) {
+		w := newBroker(t, Config{}, 1, sandbox.Options{})
+		srv := httptest.NewServer(w.front)
+		defer srv.Close()
+		z := &zone{address: netip.MustParseAddr("127.0.0.1"), sixth: netip.MustParseAddr("100::1")}
+		_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+		m, rs := many(1)
+		s, err := New(Config{URL: "http://broker.test:" + port}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		s.client.Transport.(*http.Transport).DialContext = (&net.Dialer{Timeout: 10 * time.Second, Resolver: z.resolver()}).DialContext
+		begun := time.Now()
+		if err := s.Send(t.Context(), rs); err != nil || time.Since(begun) > 5*time.Second {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+	})
+}
+
+// D9: for an hour a captive portal answers everything, or sends it elsewhere: nothing
+// is taken for an acknowledgement, and no connection is made to another host.
+func TestD9(t *testing.T) {
+	for name, portal := range map[string]func(http.ResponseWriter, *http.Request, []byte) bool{
+		"page": says(200, "text/html", "<html><form>log in", true),
+		"JSON": says(200, jsonType, "{}", true),
+		"list": says(200, jsonType, "[]", true),
+		"302": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			http.Redirect(w, r, "http://portal.test/", 302)
+			return true
+		},
+		"307": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+			http.Redirect(w, r, "http://portal.test"+r.URL.Path, 307)
+			return true
+		},
+	} {
+		bubbles(t, name, func(t *testing.T, api string) {
+			w := newWorld(t, Config{API: api, Auth: static(t, "canary")}, 3, sandbox.Options{})
+			w.sink.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				if address != "broker.test:1026" {
+					t.Errorf("it goes to %s", address)
+				}
+				return w.lan.dial(ctx, network, address)
+			}
+			w.start()
+			w.sensing(10*time.Second, time.Minute)
+			w.front.set(portal)
+			w.sensing(10*time.Second, time.Hour)
+			if s := w.f.Stats(); s.Sent > 18 || s.Held > 0 || s.Down.IsZero() || s.Rejected > 0 {
+				t.Errorf("%+v", s)
+			}
+			w.front.set(nil)
+			w.clean(5 * time.Minute)
+		})
+	}
+}
+
+// D10: while a certificate is not good, or ours is not, readings are kept; when it is
+// mended, on the server or on our disk, they go without a restart.
+func TestD10(t *testing.T) {
+	ca, other := newAuthority(t, "campus"), newAuthority(t, "other")
+	good := ca.pair(t, -time.Hour, time.Hour, "127.0.0.1")
+	for name, c := range map[string]struct {
+		bad   *tls.Certificate
+		words string
+	}{
+		"expired":     {ca.pair(t, -2*time.Hour, -time.Hour, "127.0.0.1"), "has expired"},
+		"not yet":     {ca.pair(t, time.Hour, 2*time.Hour, "127.0.0.1"), "is not valid before"},
+		"wrong name":  {ca.pair(t, -time.Hour, time.Hour, "elsewhere.test"), "is for elsewhere.test"},
+		"rotated":     {other.pair(t, -time.Hour, time.Hour, "127.0.0.1"), "write the authority's file as ca_file"},
+		"certificate": {good, "refuses our certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newBroker(t, Config{}, 3, sandbox.Options{})
+			var shows atomic.Pointer[tls.Certificate]
+			shows.Store(c.bad)
+			srv := httptest.NewUnstartedServer(w.front)
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+			clients := x509.NewCertPool()
+			clients.AddCert(ca.cert)
+			srv.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return &tls.Config{Certificates: []tls.Certificate{*shows.Load()}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}, nil
+			}}
+			srv.StartTLS()
+			defer srv.Close()
+			dir := t.TempDir()
+			files := TLSConfig{CAFile: filepath.Join(dir, "ca.pem"), CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem")}
+			write(t, files.CAFile, ca.pem())
+			mine := func(a *authority) {
+				cert, key := a.issue(t, -time.Hour, time.Hour, "gw")
+				write(t, files.CertFile, cert)
+				write(t, files.KeyFile, key)
+			}
+			if mine(ca); name == "certificate" {
+				mine(other)
+			}
+			tls, err := NewTLS(files)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.cfg.URL, w.cfg.TLS = srv.URL, tls
+			if w.sink, err = New(w.cfg, w.m); err != nil {
+				t.Fatal(err)
+			}
+			w.f = &gateway.Forwarder{Spread: time.Millisecond, Linger: time.Millisecond}
+			w.begin()
+			w.sensing(5*time.Millisecond, 100*time.Millisecond)
+			for begun := time.Now(); w.f.Stats().Failures < 3 && time.Since(begun) < 10*time.Second; time.Sleep(time.Millisecond) {
+			}
+			if s := w.f.Stats(); s.Sent > 0 || s.Failures < 3 || !strings.Contains(s.Why, c.words) || len(w.front.writes()) > 0 {
+				t.Errorf("%d sent: %s", s.Sent, s.Why)
+			}
+			switch name {
+			case "certificate":
+				mine(ca)
+			case "rotated":
+				write(t, files.CAFile, ca.pem()+other.pem())
+			default:
+				shows.Store(good)
+			}
+			w.clean(10 * time.Second)
+		})
+	}
 }
