@@ -178,7 +178,7 @@ func historyOf(t *testing.T, h http.Handler) map[string][]told {
 // ram is a queue in memory.
 type ram struct {
 	mu       sync.Mutex
-	rs       []gateway.Reading
+	rs, gone []gateway.Reading // not acknowledged, and acknowledged
 	first    uint64
 	rejected []string // sensor: why
 	ready    chan struct{}
@@ -210,7 +210,18 @@ func (q *ram) Hold(before, from, to uint64) {}
 func (q *ram) Ack(end uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.gone = append(q.gone, q.rs[:end-q.first]...)
 	q.rs, q.first = q.rs[end-q.first:], end
+}
+
+// forget forgets the last n acknowledgements, as a crash before a commit does.
+func (q *ram) forget(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n = min(n, len(q.gone))
+	q.rs = append(slices.Clone(q.gone[len(q.gone)-n:]), q.rs...)
+	q.gone = q.gone[:len(q.gone)-n]
+	q.first -= uint64(n)
 }
 func (q *ram) Reject(rs []gateway.Reading, why string) error {
 	q.mu.Lock()
@@ -1239,6 +1250,242 @@ func TestD10(t *testing.T) {
 				shows.Store(good)
 			}
 			w.clean(10 * time.Second)
+		})
+	}
+}
+
+// serves is a broker that serves one request after the other, as a small Orion does:
+// 2 ms and a microsecond for each byte, which is some 2,000 readings a second.
+func serves() func(http.ResponseWriter, *http.Request, []byte) bool {
+	var mu sync.Mutex
+	var free time.Time
+	return func(_ http.ResponseWriter, _ *http.Request, body []byte) bool {
+		mu.Lock()
+		if now := time.Now(); free.Before(now) {
+			free = now
+		}
+		free = free.Add(2*time.Millisecond + time.Duration(len(body))*time.Microsecond)
+		until := free
+		mu.Unlock()
+		time.Sleep(time.Until(until))
+		return false
+	}
+}
+
+// D11: after 24 hours away, with 20,000 readings waiting, they are drained at 500 a
+// second or more, and meanwhile what is new is at the broker in 5 s: of sensors
+// without a backlog, and where the broker keeps a history, of all. No state goes back.
+func TestD11(t *testing.T) {
+	bubbles(t, "", func(t *testing.T, api string) {
+		w := newWorld(t, Config{API: api}, 22, sandbox.Options{})
+		old, fresh := w.sensors[:20], w.sensors[20:]
+		w.front.set(serves())
+		w.start()
+		w.sense(old...)
+		time.Sleep(time.Minute)
+		w.lan.leave(true)
+		for range 1000 {
+			w.sense(old...)
+			time.Sleep(24 * time.Hour / 1000)
+		}
+		backlog := w.queue.Depth()
+		w.lan.back()
+		q := w.queue.(*ram)
+		first, _, _ := q.Bounds()
+		for sent := w.f.Stats().Sent; w.f.Stats().Sent == sent; {
+			time.Sleep(10 * time.Millisecond)
+		}
+		begun := time.Now()
+		var drained time.Duration
+		for range 120 {
+			w.sense(w.sensors...)
+			for range 10 {
+				time.Sleep(100 * time.Millisecond)
+				if done, _, _ := q.Bounds(); drained == 0 && done >= first+uint64(backlog) {
+					drained = time.Since(begun)
+				}
+			}
+		}
+		rate := float64(backlog) / drained.Seconds()
+		c := w.end(time.Minute)
+		latest := time.Duration(0)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, sensor := range w.sensors {
+			if api == "ngsi-v2" && slices.Contains(old, sensor) {
+				continue
+			}
+			states := w.applied[w.sink.Key(sensor)]
+			for at := range w.sensed[w.sink.Key(sensor)] {
+				if at < begun.UnixMilli() {
+					continue
+				}
+				i := slices.IndexFunc(states, func(s told) bool { return s.at >= at })
+				if i < 0 {
+					t.Errorf("%s: never told", sensor)
+					continue
+				}
+				latest = max(latest, states[i].when.Sub(time.UnixMilli(at)))
+			}
+		}
+		t.Logf("%d readings drained at %.0f/s; what was new came %v late at most; %d sensors had no backlog", backlog, rate, latest, len(fresh))
+		if c != (tally{total: c.total}) || backlog < 20_000 || drained == 0 || rate < 500 || latest > 5*time.Second {
+			t.Errorf("%v; %d readings drained at %.0f/s, what was new came %v late", c, backlog, rate, latest)
+		}
+	})
+}
+
+// D13: a broker that crashes. Before it has answered, nothing is lost and nothing
+// taken twice, whether it had kept what it was told or not, and though the gateway is
+// restarted with the outcome unknown. After it has answered, an acknowledgement is
+// all there is: what it said yes to and did not keep is lost, and nothing else; its
+// newest state is right again with each sensor's next reading.
+func TestD13(t *testing.T) {
+	for _, restarts := range []bool{false, true} {
+		for _, keeps := range []bool{false, true} {
+			bubbles(t, fmt.Sprintf("unanswered, keeps %v, restart %v", keeps, restarts), func(t *testing.T, api string) {
+				w := newWorld(t, Config{API: api}, 4, sandbox.Options{})
+				crashes, n := 0, 0
+				w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+					if n++; n%7 != 0 || r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") {
+						return false
+					}
+					crashes++
+					if keeps {
+						apply, _ := http.NewRequest(r.Method, r.URL.String(), bytes.NewReader(body))
+						apply.Header = r.Header
+						w.broker.ServeHTTP(&record{header: http.Header{}}, apply)
+					}
+					w.lan.leave(true)
+					go func() { time.Sleep(5 * time.Second); w.lan.back() }()
+					panic(http.ErrAbortHandler)
+				})
+				w.start()
+				for range 10 {
+					w.sensing(time.Second, time.Minute)
+					if restarts {
+						w.f.Flush = time.Nanosecond
+						w.stop()
+						w.queue.(*ram).forget(10)
+						w.connect()
+						w.f = nil
+						w.start()
+					}
+				}
+				w.front.set(nil)
+				c := w.end(5 * time.Minute)
+				if c != (tally{total: c.total}) || crashes < 5 {
+					t.Errorf("%v over %d crashes", c, crashes)
+				}
+			})
+		}
+	}
+	bubbles(t, "answered", func(t *testing.T, api string) {
+		w := newWorld(t, Config{API: api}, 4, sandbox.Options{NoHistory: true})
+		gone := 0
+		w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+			if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") || gone > 0 || w.f.Stats().Sent < 40 {
+				return false
+			}
+			gone = strings.Count(string(body), `"temperature":`) // its page cache, with the power
+			rw.WriteHeader(204)
+			time.AfterFunc(time.Millisecond, func() { w.lan.leave(false) })
+			return true
+		})
+		w.start()
+		w.sensing(time.Second, 5*time.Minute)
+		c := w.end(5 * time.Minute)
+		if c != (tally{total: c.total, lost: gone}) || gone == 0 {
+			t.Errorf("%v, %d forgotten by the broker", c, gone)
+		}
+		for id, states := range w.applied {
+			newest := int64(0)
+			for at := range w.sensed[id] {
+				newest = max(newest, at)
+			}
+			if last := states[len(states)-1].at; last != newest {
+				t.Errorf("%s: the last state is of %d, want %d", id, last, newest)
+			}
+		}
+	})
+}
+
+// D14: Orion-LD takes 1,000 entities of a batch and drops the rest without a word: no
+// batch has so many.
+func TestD14(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, asked := range []string{"ngsi-ld", "orion-ld"} {
+			w := newWorld(t, Config{API: asked, MaxEntities: 5000, MaxBody: 1 << 20}, 2500, sandbox.Options{Like: sandbox.OrionLD})
+			w.f = &gateway.Forwarder{Target: -1, Batch: 5000}
+			w.start()
+			for range 2 {
+				w.sense(w.sensors...)
+				time.Sleep(time.Minute)
+			}
+			w.clean(time.Minute)
+		}
+	})
+}
+
+// D12: behind a broker that restarts are 300 gateways: however long it is away, no
+// more than 20 of them connect in one second.
+func TestD12(t *testing.T) {
+	for _, away := range []time.Duration{0, 5 * time.Second, 20 * time.Second, 40 * time.Second, 2 * time.Minute} {
+		t.Run(away.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const gateways = 300
+				campus := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					_, _ = io.Copy(io.Discard, r.Body)
+					w.WriteHeader(204)
+				}))
+				var all sync.WaitGroup
+				ctx, cancel := context.WithCancel(t.Context())
+				for i := range gateways {
+					m, rs := many(2)
+					s, err := New(Config{API: "orion", URL: "http://broker.test:1026"}, m)
+					if err != nil {
+						t.Fatal(err)
+					}
+					s.client.Transport.(*http.Transport).DialContext = campus.dial
+					q := &ram{ready: make(chan struct{}, 1), first: 1}
+					all.Go(func() {
+						_ = (&gateway.Forwarder{Queue: q, Sink: s}).Run(ctx)
+						s.Close()
+					})
+					all.Go(func() {
+						time.Sleep(time.Duration(i) * time.Minute / gateways) // they were not begun all at once
+						for ctx.Err() == nil {
+							for _, r := range rs {
+								r.At.Wall = time.Now()
+								_ = q.Put(r)
+							}
+							time.Sleep(time.Minute)
+						}
+					})
+				}
+				time.Sleep(3 * time.Minute)
+				campus.leave(true)
+				time.Sleep(away)
+				campus.mu.Lock()
+				before := len(campus.accepted)
+				campus.mu.Unlock()
+				campus.back()
+				time.Sleep(4 * time.Minute)
+				cancel()
+				all.Wait()
+				accepted := campus.accepted[before:]
+				most, seen := 0, 0
+				for i := range accepted {
+					for accepted[i].Sub(accepted[seen]) >= time.Second {
+						seen++
+					}
+					most = max(most, i-seen+1)
+				}
+				t.Logf("away %v: %d connections, at most %d in a second", away, len(accepted), most)
+				if most > 20 || len(accepted) < gateways {
+					t.Errorf("%d connections in a second, %d of %d gateways are back", most, len(accepted), gateways)
+				}
+			})
 		})
 	}
 }
