@@ -225,6 +225,7 @@ func (s *wireTap) note(text []byte) {
 // a second from a log with a window of 0: all of them are at the broker in the end,
 // once, in order.
 func TestBrokerKills(t *testing.T) {
+	t.Parallel()
 	kills := 100
 	if testing.Short() {
 		kills = 10
@@ -328,6 +329,7 @@ func TestBrokerKills(t *testing.T) {
 // the gateway is killed for 5 s while it is away and again while it drains: its log
 // has a window of 0, and what it has acknowledged since the last commit is forgotten.
 func TestAway(t *testing.T) {
+	t.Parallel()
 	// What the log's compression makes at its first block is of no bubble then.
 	_, first := many(10)
 	outside := openDurable(t, t.TempDir())
