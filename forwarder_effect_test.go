@@ -256,3 +256,44 @@ func TestForwarderInEffectOnce(t *testing.T) {
 		}
 	}
 }
+
+// hanging is a historian whose first Send hangs for a minute, and fails.
+type hanging struct {
+	historian
+	hung *bool
+}
+
+func (h hanging) Send(ctx context.Context, rs []Reading) error {
+	if !*h.hung {
+		*h.hung = true
+		pause(ctx, time.Minute)
+		return &RetryError{Err: errors.New("it takes too long"), Lost: true}
+	}
+	return h.historian.Send(ctx, rs)
+}
+
+// What the lanes had read when the broker hung is a backlog after that, and the newest
+// of it is a state, never history.
+func TestForwarderKnowsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newModel(1)
+		q := newFakeQueue(0)
+		s := &sensing{q, map[string]int{}}
+		f := &Forwarder{Queue: q, Sink: hanging{historian{m}, new(bool)}, Spread: time.Millisecond}
+		go func() {
+			for range 60 {
+				pause(t.Context(), time.Second)
+				s.put("a")
+				s.put("b")
+			}
+		}()
+		forward(t, 2*time.Minute, f)
+		s.once(t, m)
+		m.rising(t)
+		for _, key := range []string{"a", "b"} {
+			if len(m.state[key]) == 0 || len(m.history[key]) == 0 || m.history[key][len(m.history[key])-1] == 59 {
+				t.Errorf("%s: states %v, history %v", key, m.state[key], m.history[key])
+			}
+		}
+	})
+}

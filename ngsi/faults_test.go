@@ -1157,11 +1157,11 @@ func TestD9(t *testing.T) {
 		"JSON": says(200, jsonType, "{}", true),
 		"list": says(200, jsonType, "[]", true),
 		"302": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
-			http.Redirect(w, r, "http://portal.test/", 302)
+			http.Redirect(w, r, "http://portal.test/", http.StatusFound)
 			return true
 		},
 		"307": func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
-			http.Redirect(w, r, "http://portal.test"+r.URL.Path, 307)
+			http.Redirect(w, r, "http://portal.test"+r.URL.Path, http.StatusTemporaryRedirect)
 			return true
 		},
 	} {
