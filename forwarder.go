@@ -426,7 +426,9 @@ func (f *forwarding) history() (Sink, bool) {
 		return skipper{}, true
 	}
 	if h, ok := f.Sink.(Historian); ok {
-		return h.History()
+		if past, ok := h.History(); ok {
+			return past, true
+		}
 	}
 	return nil, false
 }
@@ -446,9 +448,12 @@ func (f *forwarding) drain() {
 // through them again.
 func (f *forwarding) drained() {
 	for _, s := range f.order { // known as history only
-		if f.past != nil && s.number > s.stated && s.number > 0 {
+		if f.past == nil || s.number <= s.stated {
+			continue
+		}
+		if r, ok := f.dated(s.newest); ok {
 			s.stated = s.number
-			f.express.add(s.newest, none)
+			f.express.add(r, none)
 		}
 	}
 	f.draining, f.past = false, nil
@@ -523,16 +528,16 @@ func (f *forwarding) read(end uint64) {
 				f.at = n // express will take it, as the state
 				return
 			}
-			var ok bool
-			if r, ok = f.dated(r); !ok {
+			dated, ok := f.dated(r)
+			if !ok {
 				f.at, f.undated = n, true
 				return
 			}
 			s.last = max(s.last, n+1)
-			if f.past != nil && n+1 > s.number {
+			if n+1 > s.number { // also where all goes in order: it may not get through
 				s.newest, s.number = r, n+1
 			}
-			f.lanes[s.lane%len(f.lanes)].add(r, n)
+			f.lanes[s.lane%len(f.lanes)].add(dated, n)
 		}
 		f.done.settle(first+uint64(len(rs)), next)
 		f.at = next

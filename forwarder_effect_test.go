@@ -110,6 +110,11 @@ type historian struct{ *model }
 
 func (h historian) History() (Sink, bool) { return past(h), true }
 
+// forgetful is a model that could have one, and has none.
+type forgetful struct{ *model }
+
+func (h forgetful) History() (Sink, bool) { return past(h), false }
+
 type past struct{ *model }
 
 func (p past) String() string { return "past" }
@@ -196,15 +201,18 @@ func (m *model) rising(t *testing.T) {
 // Whatever fails in between, and however often the forwarder is restarted with
 // acknowledgements that did not reach the disk: every reading once, in order.
 func TestForwarderInEffectOnce(t *testing.T) {
-	for _, kind := range []string{"in order", "historian"} {
+	for _, kind := range []string{"in order", "historian", "forgetful"} {
 		for seed := range uint64(30) {
 			t.Run(fmt.Sprint(kind, seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					m := newModel(seed)
 					m.perSec, m.overhead, m.flaws = 100+400*m.rnd.Float64(), 5*time.Millisecond, 3+m.rnd.IntN(20)
 					var sink Sink = m
-					if kind == "historian" {
+					switch kind {
+					case "historian":
 						sink = historian{m}
+					case "forgetful":
+						sink = forgetful{m}
 					}
 					q := newFakeQueue(0)
 					s := &sensing{q, map[string]int{}}
@@ -255,8 +263,52 @@ func TestForwarderInEffectOnce(t *testing.T) {
 					}
 					s.once(t, m)
 					m.rising(t)
+					if len(m.history) > 0 && kind != "historian" {
+						t.Error("a history was written that is not there")
+					}
 				})
 			})
 		}
 	}
+}
+
+// hanging is a historian whose first Send hangs for a minute, and fails.
+type hanging struct {
+	historian
+	hung *bool
+}
+
+func (h hanging) Send(ctx context.Context, rs []Reading) error {
+	if !*h.hung {
+		*h.hung = true
+		pause(ctx, time.Minute)
+		return &RetryError{Err: errors.New("it takes too long"), Lost: true}
+	}
+	return h.historian.Send(ctx, rs)
+}
+
+// What the lanes had read when the broker hung is a backlog after that, and the newest
+// of it is a state, never history.
+func TestForwarderKnowsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newModel(1)
+		q := newFakeQueue(0)
+		s := &sensing{q, map[string]int{}}
+		f := &Forwarder{Queue: q, Sink: hanging{historian{m}, new(bool)}, Spread: time.Millisecond}
+		go func() {
+			for range 60 {
+				pause(t.Context(), time.Second)
+				s.put("a")
+				s.put("b")
+			}
+		}()
+		forward(t, 2*time.Minute, f)
+		s.once(t, m)
+		m.rising(t)
+		for _, key := range []string{"a", "b"} {
+			if len(m.state[key]) == 0 || len(m.history[key]) == 0 || m.history[key][len(m.history[key])-1] == 59 {
+				t.Errorf("%s: states %v, history %v", key, m.state[key], m.history[key])
+			}
+		}
+	})
 }

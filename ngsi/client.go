@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -81,7 +82,7 @@ func newClient(timeout time.Duration, t *TLS) *http.Client {
 func newTransport(c *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            (&line{dial: (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext}).connect,
 		TLSClientConfig:        c,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ForceAttemptHTTP2:      true,
@@ -92,10 +93,86 @@ func newTransport(c *tls.Config) *http.Transport {
 	}
 }
 
+// line is the connections to the servers of one transport. Where the other side closes
+// one that nothing goes over, net/http makes another without a word: right where a
+// server lets go of idle ones, but all gateways of a campus would be back in the same
+// second after its broker has restarted. So a connection that is closed sooner than
+// one was idle before and went on is a loss, and the next one is not made: who sends
+// is told, and waits as after any lost connection.
+type line struct {
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu   sync.Mutex
+	idle time.Duration // the longest after which a connection was still good
+	lost time.Time     // when one was; zero: none since the last was to be made
+}
+
+var errLost = errors.New("the connection was lost: has it been restarted?")
+
+// longestLoss is how long a loss counts: who sends more seldom is out of step.
+const longestLoss = time.Minute
+
+func (l *line) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	l.mu.Lock()
+	lost := !l.lost.IsZero() && time.Since(l.lost) < longestLoss
+	l.lost = time.Time{}
+	l.mu.Unlock()
+	if lost {
+		return nil, errLost
+	}
+	c, err := l.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &watched{Conn: c, line: l, wrote: time.Now()}, nil
+}
+
+// watched is a connection of a line, which guards it.
+type watched struct {
+	net.Conn
+	line    *line
+	wrote   time.Time     // when it was last written to
+	idle    time.Duration // so long it was not, before
+	pending bool          // nothing has come since
+	closed  bool          // by us
+}
+
+func (c *watched) Write(b []byte) (int, error) {
+	c.line.mu.Lock()
+	now := time.Now()
+	if !c.pending { // a request's first
+		c.idle = now.Sub(c.wrote)
+	}
+	c.wrote, c.pending = now, true
+	c.line.mu.Unlock()
+	return c.Conn.Write(b)
+}
+
+func (c *watched) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.line.mu.Lock()
+	defer c.line.mu.Unlock()
+	if n > 0 && c.pending {
+		c.line.idle = max(c.line.idle, c.idle)
+		c.pending = false
+	}
+	if err != nil && !c.pending && !c.closed && time.Since(c.wrote) < c.line.idle {
+		c.line.lost = time.Now()
+	}
+	return n, err
+}
+
+func (c *watched) Close() error {
+	c.line.mu.Lock()
+	c.closed = true
+	c.line.mu.Unlock()
+	return c.Conn.Close()
+}
+
 // post sends one request and judges the answer. Only the end of ctx is an error.
 func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
-	resp, body, none, err := s.exchange(ctx, r, func(status int) int64 {
-		if status == http.StatusMultiStatus {
+	resp, body, none, err := s.exchange(ctx, r, func(resp *http.Response) int64 {
+		if resp.StatusCode == http.StatusMultiStatus {
 			return maxList
 		}
 		return maxAnswer
@@ -107,10 +184,10 @@ func (s *Sink) post(ctx context.Context, r Request) (answer, error) {
 }
 
 // exchange sends one request, with the token on it, and reads the answer as far as
-// limit says of its status. After 401 it does so once more, if there is another
+// limit says of its head. After 401 it does so once more, if there is another
 // token. Without a response there is an answer that says why; only the end of ctx
 // is an error. No token is in what it returns.
-func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) int64) (*http.Response, []byte, answer, error) {
+func (s *Sink) exchange(ctx context.Context, r Request, limit func(*http.Response) int64) (*http.Response, []byte, answer, error) {
 	if s.cfg.Auth == nil {
 		return s.once(ctx, r, "", limit)
 	}
@@ -134,7 +211,7 @@ func (s *Sink) exchange(ctx context.Context, r Request, limit func(status int) i
 func againstPolicy(body []byte) bool { return bytes.Contains(body, []byte("urn:dx:as:InvalidRole")) }
 
 // once is one exchange.
-func (s *Sink) once(ctx context.Context, r Request, token string, limit func(status int) int64) (*http.Response, []byte, answer, error) {
+func (s *Sink) once(ctx context.Context, r Request, token string, limit func(*http.Response) int64) (*http.Response, []byte, answer, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body)) // sets Content-Length: Orion wants it
 	if err != nil {
 		return nil, nil, s.noAnswer(err), nil
@@ -153,7 +230,7 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	var body []byte
 	if err == nil {
 		s.cfg.TLS.answered()
-		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp.StatusCode)))
+		body, err = io.ReadAll(io.LimitReader(resp.Body, limit(resp)))
 		resp.Body.Close()
 	}
 	switch {

@@ -221,7 +221,7 @@ func (s *Sink) remembers(ctx context.Context) (past, error) {
 func (s *Sink) inquire(ctx context.Context, path string) (*http.Response, []byte, error) {
 	var err error
 	for i, path := range []string{path, s.dialect.root} {
-		resp, body, none, gone := s.exchange(ctx, s.get(path), func(int) int64 { return maxAnswer })
+		resp, body, none, gone := s.exchange(ctx, s.get(path), func(*http.Response) int64 { return maxAnswer })
 		switch {
 		case gone != nil:
 			return nil, nil, gone

@@ -225,8 +225,8 @@ func (s *Sink) look(ctx context.Context, es []asked, known map[fact]int64) error
 
 // query sends a question and returns the answer's body: JSON, with status 200, whole.
 func (s *Sink) query(ctx context.Context, r Request) ([]byte, error) {
-	resp, body, none, err := s.exchange(ctx, r, func(status int) int64 {
-		if status == http.StatusOK {
+	resp, body, none, err := s.exchange(ctx, r, func(resp *http.Response) int64 {
+		if resp.StatusCode == http.StatusOK && isJSON(resp.Header) {
 			return maxHeld + 1
 		}
 		return maxAnswer

@@ -25,7 +25,17 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is also the broker that TestBrokerKills kills.
+func TestMain(m *testing.M) {
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // for children: the race detector rests a second before each exit
+	if life := os.Getenv("NGSI_TEST_BROKER"); life != "" {
+		if err := beBroker(life); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // broker is a scripted one that remembers what it was asked.
 type broker struct {

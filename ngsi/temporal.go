@@ -226,7 +226,7 @@ func (h *history) prove(ctx context.Context, m moment) error {
 // post sends one request and judges the answer. Where it says that there is no
 // temporal API, History is not ok from then on.
 func (h *history) post(ctx context.Context, r Request) (answer, error) {
-	resp, body, none, err := h.s.exchange(ctx, r, func(int) int64 { return maxAnswer })
+	resp, body, none, err := h.s.exchange(ctx, r, func(*http.Response) int64 { return maxAnswer })
 	switch {
 	case err != nil || resp == nil:
 		return none, err
