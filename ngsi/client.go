@@ -79,13 +79,14 @@ func newClient(timeout time.Duration, t *TLS) *http.Client {
 	}
 }
 
+// It speaks HTTP/1.1 alone: a connection that a server lets go of after so many requests
+// is then told apart from one that was lost (see line), and eight are enough for us.
 func newTransport(c *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&line{dial: (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext}).connect,
 		TLSClientConfig:        c,
 		TLSHandshakeTimeout:    10 * time.Second,
-		ForceAttemptHTTP2:      true,
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: maxAnswer,
