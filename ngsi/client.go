@@ -148,6 +148,7 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(sta
 	if token != "" {
 		setToken(req.Header, s.cfg.AuthHeader, token)
 	}
+	s.bytes.Add(uint64(req.ContentLength))
 	resp, err := s.client.Do(req)
 	var body []byte
 	if err == nil {

@@ -73,6 +73,8 @@ type Sink struct {
 
 	plans uint64    // so many tries were planned
 	tries sync.Pool // of those that have ended, for their memory
+
+	bytes atomic.Uint64 // of the bodies of all requests
 }
 
 // entityKey is an entity's id, and its subject where the dialect parts those.
@@ -95,7 +97,10 @@ type source struct {
 // maxTemplates is how many a sensor has: most always tell the same quantities.
 const maxTemplates = 8
 
-var _ gateway.Sink = (*Sink)(nil)
+var (
+	_ gateway.Sink  = (*Sink)(nil)
+	_ gateway.Meter = (*Sink)(nil)
+)
 
 // Request is what goes to the broker.
 type Request struct {
@@ -219,6 +224,9 @@ func (s *Sink) Close() {
 }
 
 func (s *Sink) String() string { return s.cfg.API + " " + s.cfg.URL }
+
+// Bytes is how many the bodies of all requests had, also of those that failed.
+func (s *Sink) Bytes() uint64 { return s.bytes.Load() }
 
 // none stands for a Device's reading: it has none.
 const none = -1
