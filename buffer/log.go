@@ -114,14 +114,15 @@ type Log[R any] struct {
 	segments []*segment // in order; only the last may be writable
 
 	mu       sync.Mutex
-	arrivals []arrival // of what is not on disk
-	recent   []R       // the newest records, in order: of the tail on disk, then what is not on disk
-	next     uint64    // the sequence number of the next record
-	onDisk   uint64    // before it, all is on disk or acknowledged
-	tail     blockInfo // on disk, of records in recent; count 0: none
-	packed   []byte    // the tail's block
-	floor    uint64    // before it, all was dropped
-	epoch    int       // how often the records in memory were renumbered
+	arrivals []arrival   // of what is not on disk
+	recent   []R         // the newest records, in order: of the tail on disk, then what is not on disk
+	next     uint64      // the sequence number of the next record
+	onDisk   uint64      // before it, all is on disk or acknowledged
+	tail     blockInfo   // on disk, of records in recent; count 0: none
+	packed   []byte      // the tail's block
+	warm     []loaded[R] // the newest blocks before the tail, see keepWarm
+	floor    uint64      // before it, all was dropped
+	epoch    int         // how often the records in memory were renumbered
 	cursors  map[string]*Cursor[R]
 	stored   map[string]uint64 // positions as they are on disk
 	rejects  []reject          // not on disk
@@ -288,8 +289,38 @@ func (l *Log[R]) raise(floor uint64) {
 // every uplink, or dropped. mu is held.
 func (l *Log[R]) trim(seq uint64) {
 	if first := l.recentFirst(); seq > first {
-		l.recent = slices.Clone(l.recent[min(seq, l.next)-first:])
+		l.recent = without(l.recent, min(seq, l.next)-first)
 		l.onDisk = max(l.onDisk, min(seq, l.next))
+	}
+}
+
+// without is rs without the first n, in memory of their own if the others are fewer.
+func without[R any](rs []R, n uint64) []R {
+	rest := rs[n:]
+	if n > uint64(len(rest)) {
+		return slices.Clone(rest)
+	}
+	return rest
+}
+
+// mostWarm is how many blocks are kept warm: some megabytes of readings.
+const mostWarm = 8
+
+// keepWarm keeps the records of blocks that have just been written, and are still
+// in recent, for uplinks that are about to read them; what lies further back than
+// mostWarm blocks they have to read from the disk. mu is held.
+func (l *Log[R]) keepWarm(blocks []blockInfo) {
+	done, end := l.acknowledged(), l.next
+	if end-min(end, done) > mostWarm*maxBlock {
+		l.warm = nil
+		return
+	}
+	l.warm = slices.DeleteFunc(l.warm, func(b loaded[R]) bool { return b.end() <= done })
+	for _, i := range blocks {
+		if first := l.recentFirst(); i.first >= first && i.end() > done {
+			at := i.first - first
+			l.warm = append(l.warm, loaded[R]{i, l.recent[at : at+uint64(i.count)]})
+		}
 	}
 }
 
@@ -533,13 +564,14 @@ func (l *Log[R]) writeBatch(b *batch) error {
 			s.blocks = append(s.blocks, *b.full)
 		}
 		s.blocks = append(s.blocks, b.sealed...)
+		l.keepWarm(s.blocks[len(rest):])
 		s.end = b.end
 		l.tail, l.packed = b.tail, b.packed
 		from := b.end
 		if b.tail.count > 0 {
 			from = b.tail.first
 		}
-		l.recent = slices.Clone(l.recent[max(from, l.recentFirst())-l.recentFirst():])
+		l.recent = without(l.recent, max(from, l.recentFirst())-l.recentFirst())
 		l.onDisk = max(l.onDisk, b.end)
 	}
 	l.rejects = slices.Clone(l.rejects[len(b.rejects):])

@@ -493,8 +493,8 @@ func (p *putter) all(ctx context.Context) error {
 		size = max(1, int(p.rate/100)) // a hundred times a second, unless that is too often
 	}
 	begun := time.Now()
+	rs := make([]gateway.Reading, 0, size)
 	for p.room.n < p.readings {
-		rs := make([]gateway.Reading, 0, min(size, p.readings-p.room.n)) // the log keeps it
 		if p.rate > 0 {
 			due := begun.Add(time.Duration(float64(p.room.n) / p.rate * float64(time.Second)))
 			if err := sleep(ctx, time.Until(due)); err != nil {
@@ -506,7 +506,8 @@ func (p *putter) all(ctx context.Context) error {
 				return err
 			}
 		}
-		for len(rs) < cap(rs) {
+		rs = rs[:0]
+		for range min(size, p.readings-p.room.n) {
 			rs = append(rs, p.room.next())
 		}
 		if err := p.log.Put(rs...); err != nil || ctx.Err() != nil {

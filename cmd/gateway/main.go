@@ -28,8 +28,8 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // a Pi has processor time to spare rather than memory
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(48 << 20) // a Pi has processor time to spare rather than memory, from here on
 	}
 	log.SetOutput(io.Discard) // periph's GPIO driver writes there what its callers are told anyway
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
