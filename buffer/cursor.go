@@ -223,28 +223,13 @@ func (c *Cursor[R]) load(s *segment, info blockInfo) ([]R, error) {
 			return b.records, nil
 		}
 	}
-	records, err := c.log.warmed(info), error(nil)
-	if records != nil {
-		return records, nil
-	}
-	if records, err = c.log.load(s, info); err != nil {
+	records, err := c.log.load(s, info)
+	if err != nil {
 		return nil, err
 	}
 	c.blocks[c.turn] = loaded[R]{info, records}
 	c.turn = 1 - c.turn
 	return records, nil
-}
-
-// warmed are a block's records if they are still in memory, or nil.
-func (l *Log[R]) warmed(info blockInfo) []R {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, b := range l.warm {
-		if b.first == info.first && b.count == info.count && b.span == info.span {
-			return b.records
-		}
-	}
-	return nil
 }
 
 // extend is append that takes over the first records as they are: records are

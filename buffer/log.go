@@ -114,15 +114,14 @@ type Log[R any] struct {
 	segments []*segment // in order; only the last may be writable
 
 	mu       sync.Mutex
-	arrivals []arrival   // of what is not on disk
-	recent   []R         // the newest records, in order: of the tail on disk, then what is not on disk
-	next     uint64      // the sequence number of the next record
-	onDisk   uint64      // before it, all is on disk or acknowledged
-	tail     blockInfo   // on disk, of records in recent; count 0: none
-	packed   []byte      // the tail's block
-	warm     []loaded[R] // the newest blocks before the tail, see keepWarm
-	floor    uint64      // before it, all was dropped
-	epoch    int         // how often the records in memory were renumbered
+	arrivals []arrival // of what is not on disk
+	recent   []R       // the newest records, in order: of the tail on disk, then what is not on disk
+	next     uint64    // the sequence number of the next record
+	onDisk   uint64    // before it, all is on disk or acknowledged
+	tail     blockInfo // on disk, of records in recent; count 0: none
+	packed   []byte    // the tail's block
+	floor    uint64    // before it, all was dropped
+	epoch    int       // how often the records in memory were renumbered
 	cursors  map[string]*Cursor[R]
 	stored   map[string]uint64 // positions as they are on disk
 	rejects  []reject          // not on disk
@@ -301,27 +300,6 @@ func without[R any](rs []R, n uint64) []R {
 		return slices.Clone(rest)
 	}
 	return rest
-}
-
-// mostWarm is how many blocks are kept warm: some megabytes of readings.
-const mostWarm = 8
-
-// keepWarm keeps the records of blocks that have just been written, and are still
-// in recent, for uplinks that are about to read them; what lies further back than
-// mostWarm blocks they have to read from the disk. mu is held.
-func (l *Log[R]) keepWarm(blocks []blockInfo) {
-	done, end := l.acknowledged(), l.next
-	if end-min(end, done) > mostWarm*maxBlock {
-		l.warm = nil
-		return
-	}
-	l.warm = slices.DeleteFunc(l.warm, func(b loaded[R]) bool { return b.end() <= done })
-	for _, i := range blocks {
-		if first := l.recentFirst(); i.first >= first && i.end() > done {
-			at := i.first - first
-			l.warm = append(l.warm, loaded[R]{i, l.recent[at : at+uint64(i.count)]})
-		}
-	}
 }
 
 // Run commits what has waited for a window, until ctx ends; then once more, and
@@ -564,7 +542,6 @@ func (l *Log[R]) writeBatch(b *batch) error {
 			s.blocks = append(s.blocks, *b.full)
 		}
 		s.blocks = append(s.blocks, b.sealed...)
-		l.keepWarm(s.blocks[len(rest):])
 		s.end = b.end
 		l.tail, l.packed = b.tail, b.packed
 		from := b.end

@@ -199,7 +199,6 @@ func (l *Log[R]) renumber(next uint64) {
 		c.signal()
 	}
 	l.epoch++ // what was peeked at before means other records now
-	l.warm = nil
 }
 
 // recheck looks at the last segment again after a write to it has failed. What the

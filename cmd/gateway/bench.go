@@ -105,7 +105,7 @@ draining, fill_seconds what came before it. For a log in memory, to compare with
 	fl.BoolVar(&f.offlineFirst, "offline-first", false, "fill the log first, then drain it")
 	fl.StringVar(&f.dir, "dir", "", "the `folder` in which the log is made, and removed (default: that of temporary files)")
 	fl.DurationVar(&f.window, "window", 0, "how long a reading may wait in memory before it is written; 0s: it is on disk before the next is put")
-	fl.IntVar(&f.put, "put", 1000, "readings put at a time, without --rate")
+	fl.IntVar(&f.put, "put", 4000, "readings put at a time, without --rate")
 	fl.IntVar(&f.batch, "batch", 0, "readings a request (default: tuned to the broker)")
 	fl.IntVar(&f.lanes, "lanes", 0, "requests at a time while draining: 1 to 8 (default: tuned to the broker)")
 	fl.StringVar(&f.serve, "serve", "", "nothing but the null server, on that `address`, for a bench elsewhere")
