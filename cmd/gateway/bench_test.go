@@ -59,7 +59,7 @@ func TestBenchReadings(t *testing.T) {
 	times := map[string][]string{}
 	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
-		if err != nil || r.Method == http.MethodGet {
+		if err != nil || r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/query") {
 			_, _ = io.WriteString(w, "[]")
 			return
 		}
@@ -145,6 +145,10 @@ func TestBenchFails(t *testing.T) {
 func TestBenchRejected(t *testing.T) {
 	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
+		if strings.HasSuffix(r.URL.Path, "/query") {
+			_, _ = io.WriteString(w, "[]")
+			return
+		}
 		if strings.Contains(string(body), `"urn:ngsi-ld:IndoorEnvironmentObserved:bench:s002"`) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusBadRequest)
