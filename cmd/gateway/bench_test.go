@@ -60,6 +60,7 @@ func TestBenchReadings(t *testing.T) {
 	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/query") {
+			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, "[]")
 			return
 		}
@@ -146,6 +147,7 @@ func TestBenchRejected(t *testing.T) {
 	broker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if strings.HasSuffix(r.URL.Path, "/query") {
+			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, "[]")
 			return
 		}
