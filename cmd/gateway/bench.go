@@ -283,7 +283,7 @@ func bench(ctx context.Context, f *benchFlags) (r *benchResult, err error) {
 		ReadingsPerS: rounded(float64(f.readings)/took.Seconds(), 0), CPUPerMillion: rounded(cpu.Seconds()/float64(f.readings)*1e6, 3),
 		PeakRSS: peakRSS(), Batch: s.Batch, Lanes: s.Lanes,
 		Readings: f.readings, Sensors: f.sensors, Values: f.values, Seconds: rounded(took.Seconds(), 3), FillSeconds: rounded(filled.Seconds(), 3),
-		Rejected: s.Rejected, Broker: cmp.Or(f.broker, "null server"), API: f.api,
+		Rejected: queue.rejected, Broker: cmp.Or(f.broker, "null server"), API: f.api,
 		WindowMs: float64(f.window) / 1e6, LogDirFS: cmp.Or(l.Volatile, "disk"), LogWrittenBytes: l.Written, Commits: l.Commits,
 		why: queue.why,
 	}
@@ -324,7 +324,10 @@ type countedQueue struct {
 	acked atomic.Uint64
 	all   uint64
 	done  chan struct{}
-	why   string // the first was rejected
+
+	// Of the forwarder's goroutine, until done.
+	rejected uint64
+	why      string // the first was
 }
 
 func (q *countedQueue) Ack(end uint64) {
@@ -335,7 +338,7 @@ func (q *countedQueue) Ack(end uint64) {
 }
 
 func (q *countedQueue) Reject(rs []gateway.Reading, why string) error {
-	q.why = cmp.Or(q.why, why)
+	q.rejected, q.why = q.rejected+uint64(len(rs)), cmp.Or(q.why, why)
 	return q.Cursor.Reject(rs, why)
 }
 
