@@ -58,11 +58,12 @@ the noise of the chip. A sensor's readings are a second apart and end now; with
 --rate they are taken as they come. The log is written through, with a flush for
 every --put readings, unless --window lets readings wait in memory.
 
-Without --broker it is a null server inside this process, on a loopback port, that
-reads each request and answers 204 (or [] to a question): what is measured then is the gateway. With
---broker the entities are WRITTEN TO THAT BROKER, and stay there: of the type
-IndoorEnvironmentObserved, urn:ngsi-ld:IndoorEnvironmentObserved:bench:s001 and on,
-and their Devices. Use a --service or --tenant of its own.
+Without --broker it is a null server inside this process (net/http on a loopback
+port): it reads each request and answers 204, or [] to a question. What is measured
+then is the gateway. With --broker the entities are WRITTEN TO THAT BROKER, and stay
+there: of the type IndoorEnvironmentObserved, with the ids
+urn:ngsi-ld:IndoorEnvironmentObserved:bench:s001 and on, and their Devices. Use a
+--service or --tenant of its own.
 
 cpu_s_per_million is the processor time of this process, p50_ms and p99_ms are of
 requests, bytes of their bodies. With --offline-first, readings_per_s is of the
