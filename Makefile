@@ -28,7 +28,7 @@ lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted .ci/bench hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
 linux-armv7: export GOARM = 7
@@ -50,6 +50,7 @@ hil: ## the ARM builds on virtual boards with a real kernel, I2C and GPIO
 
 bench: ## speed and wear, next to alternatives in the same run; fails where a bar is missed (BENCH_REPORT=1: tells only)
 	go test -run '^$$' -bench . -benchtime 1s ./...
+	.ci/bench
 	cd buffer/bench && go run .
 
 package: cross ## tarballs and checksums

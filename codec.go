@@ -271,23 +271,28 @@ func (Codec) Decode(src []byte, n int) ([]Reading, error) {
 		}
 		for c, col := range s.columns {
 			var last int64
-			for _, i := range s.readings {
+			quantity := Quantity(names[col.quantity])
+			for k, i := range s.readings {
 				v := &rs[i].Values[c]
-				v.Quantity = Quantity(names[col.quantity])
+				v.Quantity = quantity
+				number := 0.0
 				switch {
 				case col.mode == columnRaw:
-					v.V = math.Float64frombits(d.uint64())
+					number = math.Float64frombits(d.uint64())
+					v.V = number
 				case col.mode == columnSwitch:
 					v.V = d.byte() == 1
 				case col.mode == columnText:
 					v.V = names[d.index(len(names))]
 				case col.mode <= maxDecimals:
 					last += d.varint()
-					v.V = float64(last) / pow10[col.mode]
+					number = float64(last) / pow10[col.mode]
+					v.V = number
 				default:
 					return nil, errBlock
 				}
-				if d.bad || v.Check() != nil {
+				// The first says for all of a column whether quantity and kind go together.
+				if d.bad || number-number != 0 || k == 0 && v.Check() != nil {
 					return nil, errBlock
 				}
 			}

@@ -67,7 +67,7 @@ var zstdTools = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
 	return enc, dec
 })
 
-// bodies are decompressed in turn in the same memory.
+// bodies are made, and decompressed, in turn in the same memory.
 var bodies = sync.Pool{New: func() any { return new([]byte) }}
 
 // blockInfo is what a block says of itself, and where it lies.
@@ -91,13 +91,16 @@ func pack[R any](dst []byte, codec Codec[R], i blockInfo, rs []R) ([]byte, block
 	at := len(dst)
 	var header [blockHeader]byte
 	dst = append(dst, header[:]...)
-	body, err := codec.Append(nil, rs)
+	plain := bodies.Get().(*[]byte)
+	defer bodies.Put(plain)
+	body, err := codec.Append((*plain)[:0], rs)
 	if err != nil {
 		return nil, i, fmt.Errorf("pack %d records: %w", len(rs), err)
 	}
 	if len(body) > maxBody {
 		return nil, i, fmt.Errorf("pack %d records: %d bytes are too many for a block", len(rs), len(body))
 	}
+	*plain = body
 	enc, _ := zstdTools()
 	how := byte(bodyZstd)
 	if dst = enc.EncodeAll(body, dst); len(dst)-at-blockHeader >= len(body) {

@@ -142,6 +142,9 @@ func (c *Cursor[R]) Read(from uint64, limit int) (rs []R, first, end uint64, err
 			break
 		}
 		end = next
+		if len(rs) >= limit/2 {
+			break // rather a part than a copy of it
+		}
 	}
 	return rs, first, end, nil
 }

@@ -288,9 +288,18 @@ func (l *Log[R]) raise(floor uint64) {
 // every uplink, or dropped. mu is held.
 func (l *Log[R]) trim(seq uint64) {
 	if first := l.recentFirst(); seq > first {
-		l.recent = slices.Clone(l.recent[min(seq, l.next)-first:])
+		l.recent = without(l.recent, min(seq, l.next)-first)
 		l.onDisk = max(l.onDisk, min(seq, l.next))
 	}
+}
+
+// without is rs without the first n, in memory of their own if the others are fewer.
+func without[R any](rs []R, n uint64) []R {
+	rest := rs[n:]
+	if n > uint64(len(rest)) {
+		return slices.Clone(rest)
+	}
+	return rest
 }
 
 // Run commits what has waited for a window, until ctx ends; then once more, and
@@ -539,7 +548,7 @@ func (l *Log[R]) writeBatch(b *batch) error {
 		if b.tail.count > 0 {
 			from = b.tail.first
 		}
-		l.recent = slices.Clone(l.recent[max(from, l.recentFirst())-l.recentFirst():])
+		l.recent = without(l.recent, max(from, l.recentFirst())-l.recentFirst())
 		l.onDisk = max(l.onDisk, b.end)
 	}
 	l.rejects = slices.Clone(l.rejects[len(b.rejects):])

@@ -73,7 +73,8 @@ type Sink struct {
 	history  history
 
 	plans uint64    // so many tries were planned
-	tries sync.Pool // of those that have ended, for their memory
+	spare *try      // one that has ended, for its memory: as a rule there is one at a time
+	tries sync.Pool // of others that have ended
 }
 
 // entityKey is an entity's id, and its subject where the dialect parts those.
@@ -96,7 +97,10 @@ type source struct {
 // maxTemplates is how many a sensor has: most always tell the same quantities.
 const maxTemplates = 8
 
-var _ gateway.Sink = (*Sink)(nil)
+var (
+	_ gateway.Sink  = (*Sink)(nil)
+	_ gateway.Meter = (*Sink)(nil)
+)
 
 // Request is what goes to the broker.
 type Request struct {
@@ -310,13 +314,17 @@ type try struct {
 
 // try plans a Send: what goes, in which order, and what may share a request.
 func (s *Sink) try(rs []gateway.Reading) *try {
-	t, _ := s.tries.Get().(*try)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.spare
+	s.spare = nil
+	if t == nil {
+		t, _ = s.tries.Get().(*try)
+	}
 	if t == nil {
 		t = &try{Sink: s, rejected: map[int]string{}, due: map[string]bool{}}
 	}
 	t.rs = rs
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	now := time.Now()
 	self := s.fresh(s.mapper.self.ID, now)
 	for i := range rs {
@@ -439,7 +447,13 @@ func (t *try) end() {
 	clear(t.rejected)
 	t.rs, t.taken = nil, 0
 	t.items, t.placed, t.order, t.slots, t.text = t.items[:0], t.placed[:0], t.order[:0], t.slots[:0], t.text[:0]
-	t.tries.Put(t)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.spare == nil {
+		t.spare = t
+	} else {
+		t.tries.Put(t)
+	}
 }
 
 // check refuses what must not reach a broker. None of it comes from a sensor.

@@ -28,8 +28,8 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // a Pi has processor time to spare rather than memory
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(48 << 20) // a Pi has processor time to spare rather than memory, from here on
 	}
 	log.SetOutput(io.Discard) // periph's GPIO driver writes there what its callers are told anyway
 	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -90,7 +90,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	root.AddCommand(newRun(), newDemo(), newCheck(), newInit(), newDrivers(), newRead(), newBuffer(), newContexts(), newInspect(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newBench(), newCheck(), newInit(), newDrivers(), newRead(), newBuffer(), newContexts(), newInspect(), newVersion())
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
 		c, rest, err := root.Find(args)
 		if err != nil || len(rest) > 0 {
