@@ -205,7 +205,7 @@ broker:                          # or a list of several, each with a name: uplin
   # batch: 100                   # readings of a request, 1..500
   # lanes: 1                     # requests at a time while a backlog is drained, 1..8
   # rate: 64KiB                  # in a second, at most; unset: no limit
-  # spread: 40s                  # over which a campus of gateways spreads its first tries after a lost connection
+  # spread: 60s                  # over which a campus of gateways spreads its first tries after a lost connection
   # flow_control: false          # true for an Orion that runs with -notifFlowControl
   #
   # api: iota-json               # with url: mqtt://mqtt.campus.example:1883 (or mqtts://)

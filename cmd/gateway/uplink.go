@@ -124,7 +124,7 @@ func (d *decoder) uplink(n *yaml.Node, path string, u *uplinkConfig) {
 	unless(d, &u.Send.History, "all")
 	unless(d, &u.Send.Linger, 200*time.Millisecond)
 	unless(d, &u.Send.Latency, 500*time.Millisecond)
-	unless(d, &u.Send.Spread, 40*time.Second)
+	unless(d, &u.Send.Spread, time.Minute)
 
 	if !uplinkName.MatchString(u.Name) {
 		d.addf(d.at(&u.Name, n), path+".name", "%q: want up to 32 lower-case letters, digits and - inside, such as campus; it names the uplink's place in the log, so keep it", u.Name)
