@@ -471,7 +471,7 @@ func (f *forwarding) feed(now time.Time, stopping bool) {
 	}
 	behind := f.end - f.done.base
 	switch {
-	case f.draining && f.done.base >= f.scan && f.scan >= f.end && len(f.claimed) == 0 && f.flying == 0:
+	case f.draining && f.done.base >= f.scan && f.end-min(f.end, f.scan) <= uint64(f.tuner.size()) && len(f.claimed) == 0 && f.flying == 0:
 		f.drained()
 	case !f.draining && f.flying == 0 && f.late(behind):
 		f.drain()
@@ -813,7 +813,7 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 		}
 	}
 	fl.lane.drop(n)
-	f.settled(0)
+	defer f.settled(0) // once it is told
 	now := time.Now()
 	if !f.reset { // another try may have failed meanwhile
 		if f.losses > 0 { // a campus is coming back, and nobody takes a second connection before all have one
