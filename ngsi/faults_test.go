@@ -951,20 +951,20 @@ func TestD7(t *testing.T) {
 				}
 				for at := 0; at <= 2000; at += step {
 					w := newWorld(t, Config{API: api}, 4, sandbox.Options{})
-					var first *broken
+					var first atomic.Pointer[broken]
 					w.lan.cut = func(c net.Conn) net.Conn {
-						if first != nil {
+						if first.Load() != nil {
 							return c
 						}
-						first = &broken{Conn: c, request: request, silent: silent, left: at, broken: make(chan struct{})}
-						return first
+						first.Store(&broken{Conn: c, request: request, silent: silent, left: at, broken: make(chan struct{})})
+						return first.Load()
 					}
 					w.start()
 					var broke, noticed time.Time
 					for range 100 {
 						w.sense(w.sensors...)
 						time.Sleep(time.Second)
-						if broke.IsZero() && first.over() {
+						if b := first.Load(); broke.IsZero() && b != nil && b.over() {
 							broke = time.Now()
 						}
 						if noticed.IsZero() && w.f.Stats().Failures > 0 {
