@@ -532,12 +532,9 @@ func TestD2(t *testing.T) {
 		w.m.things["s0700"] = NewMapper("gw", []Thing{{Name: "s0700", Location: &settat, EntityID: strings.Repeat("x", 200),
 			Quantities: []gateway.Quantity{gateway.Temperature}}}).things["s0700"]
 		huge := w.sink.Key("s0700")
-		tooLarge := 0
 		w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
 			if alone := strings.Contains(string(body), huge); !alone && len(body) <= limit || strings.Contains(r.URL.Path, "query") {
 				return false
-			} else if !alone || strings.Count(string(body), "dateObserved") > 1 {
-				tooLarge++
 			}
 			return says(413, jsonType, `{"error":"RequestEntityTooLarge","description":"payload size: too much"}`, true)(rw, r, nil)
 		})
@@ -678,11 +675,12 @@ func TestD4(t *testing.T) {
 // costs one refresh, and nothing is lost.
 func TestD5(t *testing.T) {
 	bubbles(t, "", func(t *testing.T, api string) {
-		trouble := ""
-		var asked []time.Time
+		var trouble atomic.Value
+		trouble.Store("")
+		var asked atomic.Int32
 		k := &keyrock{expires: "3600", ask: func(rw http.ResponseWriter, n int, _ url.Values) bool {
-			asked = append(asked, time.Now())
-			switch trouble {
+			asked.Add(1)
+			switch trouble.Load() {
 			case "slow":
 				time.Sleep(5 * time.Second)
 			case "down":
@@ -715,20 +713,21 @@ func TestD5(t *testing.T) {
 			time.Sleep(time.Second)
 			k.withdraw()
 			time.Sleep(200 * time.Millisecond)
-			if n := len(asked); n > i+2 {
+			if n := int(asked.Load()); n > i+2 {
 				t.Errorf("%d tokens asked for in %d expiries", n, i+1)
 			}
 		}
-		for _, trouble = range []string{"slow", "down", "garbage", "refuses"} {
+		for _, what := range []string{"slow", "down", "garbage", "refuses"} {
+			trouble.Store(what)
 			k.withdraw()
 			w.sensing(time.Second, 5*time.Minute)
-			n := len(asked)
-			trouble = ""
+			n := asked.Load()
+			trouble.Store("")
 			w.sensing(time.Second, 2*time.Minute)
 			t.Logf("%d tokens asked for so far", n)
 		}
 		w.clean(10 * time.Minute)
-		if n := len(asked); n > 100 {
+		if n := asked.Load(); n > 100 {
 			t.Errorf("%d tokens asked for", n)
 		}
 	})
@@ -819,15 +818,18 @@ func TestD6(t *testing.T) {
 			}
 			w.start()
 			w.sensing(10*time.Second, time.Minute)
-			longest := time.Duration(0)
-			questions := false // of what the broker holds
+			var longest atomic.Int64
+			var questions atomic.Bool // of what the broker holds
 			w.front.set(func(rw http.ResponseWriter, r *http.Request, _ []byte) bool {
 				begun := time.Now()
-				questions = questions || strings.Contains(r.URL.Path, "query") || strings.HasSuffix(r.URL.Path, "/entities")
-				gone := context.AfterFunc(r.Context(), func() { longest = max(longest, time.Since(begun)) })
+				if strings.Contains(r.URL.Path, "query") || strings.HasSuffix(r.URL.Path, "/entities") {
+					questions.Store(true)
+				}
+				took := func() { longest.Store(max(longest.Load(), int64(time.Since(begun)))) }
+				gone := context.AfterFunc(r.Context(), took)
 				defer gone()
 				answers(rw, r)
-				longest = max(longest, time.Since(begun))
+				took()
 				return true
 			})
 			var before, after runtime.MemStats
@@ -842,12 +844,12 @@ func TestD6(t *testing.T) {
 			runtime.ReadMemStats(&after)
 			held := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 			limit := int64(1<<20 + 64<<10)
-			if name == "JSON" && questions {
+			if name == "JSON" && questions.Load() {
 				limit += 3 << 20
 			}
-			t.Logf("%d failures, at most %d bytes read, %v long, %d KB allocated in a try, %d KB kept", failures, most.Load(), longest, grown>>10, held>>10)
-			if failures < 5 || longest > 31*time.Second || most.Load() > limit || held > 1<<20 {
-				t.Errorf("%d failures, %d bytes read, %v long, %d bytes kept", failures, most.Load(), longest, held)
+			t.Logf("%d failures, at most %d bytes read, %v long, %d KB allocated in a try, %d KB kept", failures, most.Load(), time.Duration(longest.Load()), grown>>10, held>>10)
+			if failures < 5 || longest.Load() > int64(31*time.Second) || most.Load() > limit || held > 1<<20 {
+				t.Errorf("%d failures, %d bytes read, %v long, %d bytes kept", failures, most.Load(), time.Duration(longest.Load()), held)
 			}
 			if w.f.Stats().Down.IsZero() {
 				t.Error("it is taken for an acknowledgement")
@@ -943,22 +945,26 @@ func TestD7(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		for _, request := range []bool{true, false} {
 			bubbles(t, fmt.Sprint("request ", request, " silent ", silent), func(t *testing.T, api string) {
-				for at := 0; at <= 2000; at += 50 {
+				step := 50
+				if raceDetector {
+					step = 500
+				}
+				for at := 0; at <= 2000; at += step {
 					w := newWorld(t, Config{API: api}, 4, sandbox.Options{})
-					var first *broken
+					var first atomic.Pointer[broken]
 					w.lan.cut = func(c net.Conn) net.Conn {
-						if first != nil {
+						if first.Load() != nil {
 							return c
 						}
-						first = &broken{Conn: c, request: request, silent: silent, left: at, broken: make(chan struct{})}
-						return first
+						first.Store(&broken{Conn: c, request: request, silent: silent, left: at, broken: make(chan struct{})})
+						return first.Load()
 					}
 					w.start()
 					var broke, noticed time.Time
 					for range 100 {
 						w.sense(w.sensors...)
 						time.Sleep(time.Second)
-						if broke.IsZero() && first.over() {
+						if b := first.Load(); broke.IsZero() && b != nil && b.over() {
 							broke = time.Now()
 						}
 						if noticed.IsZero() && w.f.Stats().Failures > 0 {
@@ -1346,12 +1352,12 @@ func TestD13(t *testing.T) {
 		for _, keeps := range []bool{false, true} {
 			bubbles(t, fmt.Sprintf("unanswered, keeps %v, restart %v", keeps, restarts), func(t *testing.T, api string) {
 				w := newWorld(t, Config{API: api}, 4, sandbox.Options{})
-				crashes, n := 0, 0
+				var crashes, n atomic.Int32
 				w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
-					if n++; n%7 != 0 || r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") {
+					if n.Add(1)%7 != 0 || r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") {
 						return false
 					}
-					crashes++
+					crashes.Add(1)
 					if keeps {
 						apply, _ := http.NewRequest(r.Method, r.URL.String(), bytes.NewReader(body))
 						apply.Header = r.Header
@@ -1375,20 +1381,20 @@ func TestD13(t *testing.T) {
 				}
 				w.front.set(nil)
 				c := w.end(5 * time.Minute)
-				if c != (tally{total: c.total}) || crashes < 5 {
-					t.Errorf("%v over %d crashes", c, crashes)
+				if c != (tally{total: c.total}) || crashes.Load() < 5 {
+					t.Errorf("%v over %d crashes", c, crashes.Load())
 				}
 			})
 		}
 	}
 	bubbles(t, "answered", func(t *testing.T, api string) {
 		w := newWorld(t, Config{API: api}, 4, sandbox.Options{NoHistory: true})
-		gone := 0
+		var lost atomic.Int32
 		w.front.set(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
-			if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") || gone > 0 || w.f.Stats().Sent < 40 {
+			if r.Method == http.MethodGet || strings.Contains(r.URL.Path, "query") || lost.Load() > 0 || w.f.Stats().Sent < 40 {
 				return false
 			}
-			gone = strings.Count(string(body), `"temperature":`) // its page cache, with the power
+			lost.Store(int32(strings.Count(string(body), `"temperature":`))) // its page cache, with the power
 			rw.WriteHeader(204)
 			time.AfterFunc(time.Millisecond, func() { w.lan.leave(false) })
 			return true
@@ -1396,6 +1402,7 @@ func TestD13(t *testing.T) {
 		w.start()
 		w.sensing(time.Second, 5*time.Minute)
 		c := w.end(5 * time.Minute)
+		gone := int(lost.Load())
 		if c != (tally{total: c.total, lost: gone}) || gone == 0 {
 			t.Errorf("%v, %d forgotten by the broker", c, gone)
 		}

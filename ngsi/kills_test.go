@@ -227,7 +227,7 @@ func (s *wireTap) note(text []byte) {
 func TestBrokerKills(t *testing.T) {
 	t.Parallel()
 	kills := 100
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		kills = 10
 	}
 	for _, api := range apis {
@@ -338,6 +338,9 @@ func TestAway(t *testing.T) {
 	}
 	outside.end()
 	for _, away := range []time.Duration{30 * time.Second, 10 * time.Minute} {
+		if raceDetector && away > time.Minute {
+			break // it takes long
+		}
 		bubbles(t, away.String(), func(t *testing.T, api string) {
 			w := newWorld(t, Config{API: api}, 10, sandbox.Options{})
 			w.front.set(serves())
