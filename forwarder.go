@@ -514,7 +514,9 @@ func (f *forwarding) read(end uint64) {
 			f.failed(fmt.Errorf("read the log: %w", err), 0)
 			return
 		}
-		if next == f.at {
+		if next == f.at { // no readings have these numbers
+			f.done.settle(f.at, end)
+			f.at = end
 			return
 		}
 		f.done.settle(f.at, first) // what has no reading
@@ -571,8 +573,12 @@ func (f *forwarding) follow() {
 	}
 	for left > 0 && f.scan < f.end {
 		rs, first, next, err := f.Queue.Read(f.scan, min(left, readSize, int(f.end-f.scan)))
-		if err != nil || next == f.scan {
+		if err != nil {
 			break // the lanes will say so
+		}
+		if next == f.scan {
+			f.scan = f.end
+			break
 		}
 		for i, r := range rs {
 			n := first + uint64(i)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -414,4 +415,45 @@ func (sinkFunc) String() string { return "sink" }
 func (f sinkFunc) Send(_ context.Context, rs []Reading) error {
 	f(rs)
 	return nil
+}
+
+// A log whose first number has no reading, as one that is new, is waited on as any.
+func TestForwarderBeginsWithNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, s := newFakeQueue(0), &fakeSink{}
+		q.first = 1
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- (&Forwarder{Queue: newLog{q}, Sink: s}).Run(ctx) }()
+		for i := range 3 {
+			time.Sleep(time.Minute)
+			q.put("next")
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if len(s.got) != i+1 {
+				t.Errorf("got %v after %d", s.got, i+1)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
+// newLog is a queue that begins at 1, and nothing is acknowledged of it: not even 0.
+type newLog struct{ *fakeQueue }
+
+func (q newLog) Bounds() (first, end uint64, anew bool) {
+	first, end, anew = q.fakeQueue.Bounds()
+	if first == 1 {
+		first = 0
+	}
+	return first, end, anew
+}
+
+func (q newLog) Read(from uint64, max int) ([]Reading, uint64, uint64, error) {
+	rs, first, next, err := q.fakeQueue.Read(cmp.Or(from, 1), max)
+	if len(rs) == 0 {
+		return nil, from, from, err
+	}
+	return rs, first, next, err
 }
