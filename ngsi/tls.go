@@ -241,7 +241,7 @@ func (t *TLS) words(err error) string {
 	alert, ok := errors.AsType[*net.OpError](err)
 	refuses := ok && alert.Op == "remote error" && (strings.Contains(alert.Err.Error(), "certificate") || strings.Contains(alert.Err.Error(), "handshake failure"))
 	switch asked := t.asked.Load(); {
-	case !refuses && (!asked || !cut(err) && !strings.Contains(err.Error(), "http2: client conn")):
+	case !refuses && (!asked || !cut(err)):
 		return ""
 	case t.cfg.CertFile != "":
 		return "it refuses our certificate: is the one in cert_file expired, or of another authority?"
