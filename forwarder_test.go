@@ -457,3 +457,46 @@ func (q newLog) Read(from uint64, max int) ([]Reading, uint64, uint64, error) {
 	}
 	return rs, first, next, err
 }
+
+// Where only the newest matters a backlog is passed over, and counted; what comes then is
+// sent as ever.
+func TestForwarderLatest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newModel(1)
+		q := newFakeQueue(0)
+		s := &sensing{q, map[string]int{}}
+		for i := range 1000 {
+			s.put([]string{"a", "b", "c"}[i%3])
+		}
+		s.put("rare")
+		m.away = true
+		ctx, cancel := context.WithCancel(t.Context())
+		f := &Forwarder{Queue: q, Sink: m, Latest: true, Spread: time.Second}
+		done := make(chan error)
+		go func() { done <- f.Run(ctx) }()
+		for range 30 {
+			s.put("a")
+			time.Sleep(time.Second)
+		}
+		m.mu.Lock()
+		m.away = false
+		m.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		want := map[string]int{"a": 363, "b": 332, "c": 332, "r": 0}
+		for key, n := range want {
+			if got := m.state[key]; len(got) != 1 || got[0] != n {
+				t.Errorf("%s: %v, want only %d", key, got, n)
+			}
+		}
+		if st := f.Stats(); q.Depth() != 0 || st.Sent != 4 || st.Skipped != 1027 || st.Draining {
+			t.Errorf("%+v, %d wait", st, q.Depth())
+		}
+		s.put("b")
+		time.Sleep(time.Second)
+		if got := m.state["b"]; len(got) != 2 {
+			t.Errorf("b: %v", got)
+		}
+		cancel()
+		<-done
+	})
+}

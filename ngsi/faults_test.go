@@ -508,8 +508,8 @@ func TestD1(t *testing.T) {
 				w.sensing(10*time.Second, time.Hour)
 				n := int(w.f.Stats().Failures)
 				hours, tries = hours+1, tries+n
-				// Each wait is drawn: an hour has 86 ± 2.
-				if n > 95 || n < 60 {
+				// Each wait is drawn: an hour has 75 ± 2.
+				if n > 90 || n < 60 {
 					t.Errorf("%d tries in an hour", n)
 				}
 				w.front.set(nil)
@@ -518,9 +518,6 @@ func TestD1(t *testing.T) {
 		}
 	}
 	t.Logf("%d tries in %d hours", tries, hours)
-	if tries > 90*hours {
-		t.Errorf("%d tries an hour", tries/hours)
-	}
 }
 
 // D2: a broker that takes 100 KB at a time is found out in three tries; a reading that
@@ -1438,12 +1435,11 @@ func TestD14(t *testing.T) {
 // D12: behind a broker that restarts are 300 gateways: however long it is away, and
 // however often they send, no more than 20 of them connect in one second.
 func TestD12(t *testing.T) {
-	var peaks []int
 	for _, c := range []struct{ away, every time.Duration }{
 		{0, time.Second}, {0, 10 * time.Second}, {0, time.Minute}, {5 * time.Second, 10 * time.Second},
 		{20 * time.Second, 10 * time.Second}, {40 * time.Second, time.Minute}, {2 * time.Minute, 10 * time.Second},
 	} {
-		t.Run(fmt.Sprint(c.away, " every ", c.every), func(t *testing.T) {
+		restart := func(t *testing.T) (most int) {
 			synctest.Test(t, func(t *testing.T) {
 				const gateways = 300
 				campus := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -1484,7 +1480,7 @@ func TestD12(t *testing.T) {
 				cancel()
 				all.Wait()
 				accepted := campus.accepted[before:]
-				most, seen := 0, 0
+				seen := 0
 				for i := range accepted {
 					for accepted[i].Sub(accepted[seen]) >= time.Second {
 						seen++
@@ -1492,17 +1488,18 @@ func TestD12(t *testing.T) {
 					most = max(most, i-seen+1)
 				}
 				t.Logf("%d connections, at most %d in a second", len(accepted), most)
-				peaks = append(peaks, most)
-				if most > 26 || len(accepted) < gateways { // each waits a time that is drawn
-					t.Errorf("%d connections in a second, %d of %d gateways are back", most, len(accepted), gateways)
+				if len(accepted) < gateways {
+					t.Errorf("%d of %d gateways are back", len(accepted), gateways)
 				}
 			})
+			return most
+		}
+		t.Run(fmt.Sprint(c.away, " every ", c.every), func(t *testing.T) {
+			// Each waits a time that is drawn: one restart in some thousand has more.
+			if most := restart(t); most > 20 && restart(t) > 20 {
+				t.Errorf("%d connections in a second", most)
+			}
 		})
-	}
-	slices.Sort(peaks)
-	t.Logf("at most %v connections in a second", peaks)
-	if peaks[len(peaks)/2] > 20 {
-		t.Errorf("connections in a second: %v", peaks)
 	}
 }
 
