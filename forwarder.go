@@ -271,7 +271,7 @@ func (f *forwarding) run(stop <-chan struct{}) {
 		if f.undated {
 			changed = f.changed
 		}
-		timer.Reset(f.pause(now, stopping))
+		timer.Reset(f.pause(now))
 		select {
 		case fl := <-f.landed:
 			f.land(fl)
@@ -291,7 +291,7 @@ func (f *forwarding) may(now time.Time) bool {
 }
 
 // pause is how long nothing needs doing unless something happens.
-func (f *forwarding) pause(now time.Time, stopping bool) time.Duration {
+func (f *forwarding) pause(now time.Time) time.Duration {
 	next := now.Add(time.Hour)
 	sooner := func(t time.Time) {
 		if t.After(now) && t.Before(next) {
@@ -757,7 +757,7 @@ func (f *forwarding) land(fl *flight) {
 				fl.err = fmt.Errorf("set a rejected reading aside: %w", err)
 				break // it is sent, and rejected, again
 			}
-			f.Log.Warn("the broker rejects a reading: it is set aside", "uplink", f.Sink.String(), "sensor", fl.rs[r.Index].Sensor, "why", r.Reason)
+			f.Log.Warn("the broker rejects a reading: it is set aside", "to", f.Sink.String(), "sensor", fl.rs[r.Index].Sensor, "why", r.Reason)
 		}
 	}
 	if fl.err != nil || f.stale {
@@ -854,7 +854,7 @@ func (f *forwarding) succeeded(fl *flight, rejected *RejectError) {
 	st.Held += uint64(held)
 	st.Last = now
 	if !st.Down.IsZero() {
-		f.Log.Info("broker back", "uplink", f.Sink.String(), "away", time.Since(st.Down).Round(time.Second).String(), "waiting", f.Queue.Depth())
+		f.Log.Info("broker back", "to", f.Sink.String(), "away", time.Since(st.Down).Round(time.Second).String(), "waiting", f.Queue.Depth())
 		st.Down, st.Why = time.Time{}, ""
 	}
 }
@@ -888,7 +888,7 @@ func (f *forwarding) failed(err error, took time.Duration) {
 	f.stat.Failures++
 	if why := err.Error(); why != f.stat.Why {
 		f.stat.Why = why
-		f.Log.Warn("nothing gets through: readings are kept", "uplink", f.Sink.String(), "why", err, "waiting", f.Queue.Depth())
+		f.Log.Warn("nothing gets through: readings are kept", "to", f.Sink.String(), "why", err, "waiting", f.Queue.Depth())
 	}
 	if f.stat.Down.IsZero() {
 		f.stat.Down = time.Now()
