@@ -337,7 +337,7 @@ func TestFleetRecovers(t *testing.T) {
 				if kind == "historian" && (took > 690*time.Second || wasted > 0.01 || age > 40*time.Second) {
 					t.Error("want at most 690 s, 1 % and 40 s")
 				}
-				if queue > 3500*time.Millisecond { // a loaded broker rests from catching up
+				if kind == "historian" && queue > 3500*time.Millisecond { // a loaded broker rests from catching up
 					t.Error("what is live queues too long")
 				}
 			})
