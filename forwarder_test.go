@@ -482,9 +482,14 @@ func TestForwarderLatest(t *testing.T) {
 		m.away = false
 		m.mu.Unlock()
 		time.Sleep(2 * time.Minute)
+		state := func(key string) []int {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return slices.Clone(m.state[key])
+		}
 		want := map[string]int{"a": 363, "b": 332, "c": 332, "r": 0}
 		for key, n := range want {
-			if got := m.state[key]; len(got) != 1 || got[0] != n {
+			if got := state(key); len(got) != 1 || got[0] != n {
 				t.Errorf("%s: %v, want only %d", key, got, n)
 			}
 		}
@@ -493,7 +498,7 @@ func TestForwarderLatest(t *testing.T) {
 		}
 		s.put("b")
 		time.Sleep(time.Second)
-		if got := m.state["b"]; len(got) != 2 {
+		if got := state("b"); len(got) != 2 {
 			t.Errorf("b: %v", got)
 		}
 		cancel()
