@@ -106,7 +106,7 @@ draining, fill_seconds what came before it. For a log in memory, to compare with
 	fl.BoolVar(&f.offlineFirst, "offline-first", false, "fill the log first, then drain it")
 	fl.StringVar(&f.dir, "dir", "", "the `folder` in which the log is made, and removed (default: that of temporary files)")
 	fl.DurationVar(&f.window, "window", 0, "how long a reading may wait in memory before it is written; 0s: it is on disk before the next is put")
-	fl.IntVar(&f.put, "put", 4000, "readings put at a time, without --rate")
+	fl.IntVar(&f.put, "put", 0, "readings put at a time (default 4000; with --rate one by one: sensors that are sensed together put as many)")
 	fl.IntVar(&f.batch, "batch", 0, "readings a request (default: tuned to the broker)")
 	fl.IntVar(&f.lanes, "lanes", 0, "requests at a time while draining: 1 to 8 (default: tuned to the broker)")
 	fl.StringVar(&f.serve, "serve", "", "nothing but the null server, on that `address`, for a bench elsewhere")
@@ -123,7 +123,7 @@ func (f *benchFlags) check() error {
 		least, most int
 	}{
 		{"readings", f.readings, 1, 1_000_000_000}, {"sensors", f.sensors, 1, 100_000}, {"values", f.values, 1, len(benchQuantities)},
-		{"put", f.put, 1, 10_000}, {"batch", f.batch, 0, 10_000}, {"lanes", f.lanes, 0, 8},
+		{"put", f.put, 0, 10_000}, {"batch", f.batch, 0, 10_000}, {"lanes", f.lanes, 0, 8},
 	} {
 		if n.value < n.least || n.value > n.most {
 			return fmt.Errorf("--%s %d: want %d to %d", n.flag, n.value, n.least, n.most)
@@ -492,9 +492,9 @@ func (p *putter) Run(ctx context.Context) error {
 const mostWaiting = 20_000
 
 func (p *putter) all(ctx context.Context) error {
-	size := p.benchFlags.put
+	size := cmp.Or(p.benchFlags.put, 4000)
 	if p.rate > 0 {
-		size = max(1, int(p.rate/100)) // a hundred times a second, unless that is too often
+		size = max(1, p.benchFlags.put, int(p.rate/100)) // a hundred times a second at most
 	}
 	begun := time.Now()
 	rs := make([]gateway.Reading, 0, size)
