@@ -201,9 +201,9 @@ broker:                          # or a list of several, each with a name: uplin
   # timeout: 30s                 # of one request
   # history: all                 # latest: after an outage only the newest state is sent, the backlog is passed over
   # linger: 200ms                # how long a reading waits for others, to go in one request
-  # latency: 500ms               # that a request may have: batch and lanes are tuned to it, unless written
-  # batch: 100                   # readings of a request, 1..500
-  # lanes: 1                     # requests at a time while a backlog is drained, 1..8
+  # latency: 500ms               # that a request may have: batch and lanes are tuned to it, unless both are written
+  # batch: 100                   # readings of a request, at most: 1..500
+  # lanes: 1                     # requests at a time while a backlog is drained, at most: 1..8
   # rate: 64KiB                  # in a second, at most; unset: no limit
   # spread: 60s                  # over which a campus of gateways spreads its first tries after a lost connection
   # flow_control: false          # true for an Orion that runs with -notifFlowControl

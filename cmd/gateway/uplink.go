@@ -50,13 +50,13 @@ type agentConfig struct {
 }
 
 // sendConfig is how readings are sent. Batch and lanes are tuned to what the broker
-// can take, unless written.
+// can take, up to what is written; if both are, that is what they are.
 type sendConfig struct {
 	History string        `yaml:"history"` // all, or latest: a backlog is passed over
 	Linger  time.Duration `yaml:"linger"`  // how long a first reading waits for company
 	Latency time.Duration `yaml:"latency"` // that a request may have
-	Batch   int           `yaml:"batch"`   // readings of a request
-	Lanes   int           `yaml:"lanes"`   // requests at a time while a backlog is drained
+	Batch   int           `yaml:"batch"`   // readings of a request, at most
+	Lanes   int           `yaml:"lanes"`   // requests at a time while a backlog is drained, at most
 	Rate    byteSize      `yaml:"rate"`    // bytes a second, at most
 	Spread  time.Duration `yaml:"spread"`  // of the first try after a lost connection
 }
