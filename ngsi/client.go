@@ -110,8 +110,13 @@ type line struct {
 
 var errLost = errors.New("the connection was lost: has it been restarted?")
 
-// longestLoss is how long a loss counts: who sends more seldom is out of step.
-const longestLoss = time.Minute
+const (
+	// longestLoss is how long a loss counts: who sends more seldom is out of step.
+	longestLoss = time.Minute
+	// handshakes is how many answers say nothing of how long a connection may be idle:
+	// those of TLS, and the first of a server that closes after each.
+	handshakes = 3
+)
 
 func (l *line) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	l.mu.Lock()
@@ -135,13 +140,14 @@ type watched struct {
 	wrote   time.Time     // when it was last written to
 	idle    time.Duration // so long it was not, before
 	pending bool          // nothing has come since
+	answers int           // that have come
 	closed  bool          // by us
 }
 
 func (c *watched) Write(b []byte) (int, error) {
 	c.line.mu.Lock()
 	now := time.Now()
-	if !c.pending { // a request's first
+	if !c.pending && c.answers >= handshakes { // a request's first
 		c.idle = now.Sub(c.wrote)
 	}
 	c.wrote, c.pending = now, true
@@ -156,6 +162,7 @@ func (c *watched) Read(b []byte) (int, error) {
 	if n > 0 && c.pending {
 		c.line.idle = max(c.line.idle, c.idle)
 		c.pending = false
+		c.answers++
 	}
 	if err != nil && !c.pending && !c.closed && time.Since(c.wrote) < c.line.idle {
 		c.line.lost = time.Now()

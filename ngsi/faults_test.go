@@ -1522,6 +1522,9 @@ func TestLostWhileIdle(t *testing.T) {
 		time.Sleep(75 * time.Second)
 		w.lan.leave(false)
 		send(0, false) // as proxies do
+		for range handshakes {
+			send(time.Second, false)
+		}
 		send(time.Minute, false)
 		send(time.Second, false)
 		time.Sleep(59 * time.Second)
