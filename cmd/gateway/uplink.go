@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,6 +66,12 @@ const iotaJSON = "iota-json"
 
 var apis = []string{"ngsi-v2", "ngsi-ld", "orion", "orion-ld", "scorpio", "stellio", iotaJSON}
 
+// clientID is what the MQTT broker knows an uplink by: two that go to one broker under
+// one id would throw each other out.
+func (u *uplinkConfig) clientID(c *config) string {
+	return cmp.Or(u.Agent.ClientID, "campus-gateway-"+c.Gateway.ID+"-"+u.Name)
+}
+
 // linked reports whether the uplink speaks of contexts.
 func (u *uplinkConfig) linked() bool {
 	return slices.Contains([]string{"ngsi-ld", "orion-ld", "scorpio", "stellio"}, u.API)
@@ -105,6 +112,11 @@ func (d *decoder) uplinks(root *yaml.Node, c *config) {
 			d.addf(d.at(&u.Name, n), path+".name", "%q is the name of the uplink on line %d already: each needs its own", u.Name, first)
 		}
 		lines[u.Name] = n.Line
+		for _, other := range c.Uplinks[:i] {
+			if other.API == iotaJSON && u.API == iotaJSON && other.URL == u.URL && other.clientID(c) == u.clientID(c) {
+				d.addf(d.at(&u.Agent.ClientID, n), path+".client_id", "the uplink %s goes to the same broker under this id: each throws the other out; remove it here", other.Name)
+			}
+		}
 	}
 }
 
@@ -254,7 +266,7 @@ func newBroker(c *config, u *uplinkConfig, clock *gateway.Clock, log *slog.Logge
 		if err != nil {
 			return nil, err
 		}
-		cfg := ngsi.IOTAConfig{URL: u.URL, APIKey: key, ClientID: u.Agent.ClientID, TLS: tls, Timeout: u.Timeout}
+		cfg := ngsi.IOTAConfig{URL: u.URL, APIKey: key, ClientID: u.clientID(c), TLS: tls, Timeout: u.Timeout}
 		if u.Agent.Username != "" {
 			cfg.Credentials = func() (string, string, error) {
 				password, err := ngsi.Secret{File: u.Agent.PasswordFile, Env: u.Agent.PasswordEnv}.Read()
