@@ -175,15 +175,15 @@ func (s *Sink) once(ctx context.Context, r Request, token string, limit func(*ht
 
 // statuses is what people can do about an answer that is neither yes nor no.
 var statuses = map[int]string{
-	http.StatusUnauthorized:         "the broker refuses our token: check broker.auth",
+	http.StatusUnauthorized:         "the broker refuses our token: check its auth",
 	http.StatusForbidden:            "the broker refuses: policy. This client may not write there: have it allowed, or check service and path",
 	http.StatusProxyAuthRequired:    "the proxy on the way wants a password: check HTTPS_PROXY",
-	http.StatusNotFound:             "there is no NGSI API at this address: check broker.url and broker.api",
-	http.StatusMethodNotAllowed:     "there is no NGSI API at this address: check broker.url and broker.api",
-	http.StatusNotAcceptable:        "there is no NGSI API at this address: check broker.url and broker.api",
-	http.StatusGone:                 "there is no NGSI API at this address: check broker.url and broker.api",
+	http.StatusNotFound:             "there is no NGSI API at this address: check its url and api",
+	http.StatusMethodNotAllowed:     "there is no NGSI API at this address: check its url and api",
+	http.StatusNotAcceptable:        "there is no NGSI API at this address: check its url and api",
+	http.StatusGone:                 "there is no NGSI API at this address: check its url and api",
 	http.StatusLengthRequired:       "a proxy on the way changes our requests: check HTTP_PROXY",
-	http.StatusUnsupportedMediaType: "the broker takes another API: check broker.api",
+	http.StatusUnsupportedMediaType: "the broker takes another API: check its api",
 	http.StatusTooManyRequests:      "the broker asks for a pause",
 	http.StatusServiceUnavailable:   "the broker is not ready",
 	http.StatusBadGateway:           "the proxy before the broker gets no answer from it: is the broker running?",
@@ -212,14 +212,14 @@ func (s *Sink) judge(resp *http.Response, body []byte) answer {
 	case code >= 200 && code < 300:
 		why = fmt.Sprintf("this is not how a broker says yes in %s: is it a login page of the network, or another service?", s.cfg.API)
 	case code >= 300 && code < 400:
-		why = "it sends us elsewhere, where we do not go: write the final address as broker.url"
+		why = "it sends us elsewhere, where we do not go: write the final address as its url"
 		if to, err := resp.Location(); err == nil {
-			why = fmt.Sprintf("it sends us to %s://%s, where we do not go: write the final address as broker.url", to.Scheme, to.Host)
+			why = fmt.Sprintf("it sends us to %s://%s, where we do not go: write the final address as its url", to.Scheme, to.Host)
 		}
 	case why == "" && code >= 500:
 		why = "the broker has a fault of its own"
 	case why == "":
-		why = "this is not an answer of an NGSI broker: check broker.url"
+		why = "this is not an answer of an NGSI broker: check its url"
 	}
 	words := fmt.Sprintf("%s answered %s: %s", s.cfg.URL, clean(strings.TrimSpace(resp.Status)), why)
 	if own != "" {

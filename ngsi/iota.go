@@ -246,7 +246,7 @@ func (s *IOTA) batch(rs []gateway.Reading) (b batch, rejected []gateway.Rejectio
 				continue
 			case len(body) > s.cfg.MaxPayload:
 				rejected = append(rejected, gateway.Rejection{Index: i,
-					Reason: fmt.Sprintf("not sent: it takes %d bytes, and a message %d at most: write a larger broker.max_payload", len(body), s.cfg.MaxPayload)})
+					Reason: fmt.Sprintf("not sent: it takes %d bytes, and a message %d at most: write a larger max_payload", len(body), s.cfg.MaxPayload)})
 				continue
 			}
 			b.marked[d] = uncertain
@@ -471,10 +471,10 @@ type connectCode byte
 // refusals are the codes of MQTT 3.1.1, section 3.2.2.3.
 var refusals = map[connectCode]string{
 	1: "it does not speak MQTT 3.1.1",
-	2: "it refuses our client id: is it too long for this broker? Write a shorter broker.client_id",
+	2: "it refuses our client id: is it too long for this broker? Write a shorter client_id",
 	3: "the broker is not ready",
-	4: "the broker refuses our user name or password: check broker.auth",
-	5: "the broker does not let us in: check broker.auth, and what the broker allows this user and client id",
+	4: "the broker refuses our user name or password: check its username and password_file",
+	5: "the broker does not let us in: check its username and password_file, and what the broker allows this user and client id",
 }
 
 func (r connectCode) Error() string {
@@ -511,7 +511,7 @@ func (s *IOTA) failure(ctx context.Context, err error) error {
 	case isRefusal:
 		a.words = fmt.Sprintf("%s answered: %s", s.cfg.URL, refused)
 	case isOdd:
-		a.words = fmt.Sprintf("%s does not answer as an MQTT broker does: %s. Check broker.url", s.cfg.URL, odd)
+		a.words = fmt.Sprintf("%s does not answer as an MQTT broker does: %s. Check its url", s.cfg.URL, odd)
 	case errors.Is(err, errSilent) || errors.Is(err, errUnconfirmed):
 		a.words, a.lost = fmt.Sprintf("no answer from %s: %v", s.cfg.URL, err), true
 	default:

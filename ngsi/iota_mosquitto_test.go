@@ -139,7 +139,7 @@ func TestMosquittoDenies(t *testing.T) {
 	m, rs := run(1, 1)
 	s := newIOTA(t, nil, IOTAConfig{URL: "mqtt://" + q.address, Credentials: func() (string, string, error) { return "u", password, nil }}, m)
 	for range 2 {
-		if words := retry(t, s.Send(t.Context(), rs)); !strings.Contains(words, "check broker.auth") {
+		if words := retry(t, s.Send(t.Context(), rs)); !strings.Contains(words, "check its username and password_file") {
 			t.Error(words)
 		}
 	}

@@ -547,9 +547,9 @@ func TestIOTANoConnection(t *testing.T) {
 		"no route":  {dial: func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, words: "takes too long"},
 		"cut":       {connect: say(), words: "closed too early"},
 		"version":   {connect: say(2<<4, 2, 0, 1), words: "does not speak MQTT 3.1.1"},
-		"id":        {connect: say(2<<4, 2, 0, 2), words: "broker.client_id"},
+		"id":        {connect: say(2<<4, 2, 0, 2), words: "shorter client_id"},
 		"not ready": {connect: say(2<<4, 2, 0, 3), words: "the broker is not ready"},
-		"password":  {connect: say(2<<4, 2, 0, 4), words: "user name or password: check broker.auth"},
+		"password":  {connect: say(2<<4, 2, 0, 4), words: "user name or password: check its username and password_file"},
 		"denied":    {connect: say(2<<4, 2, 0, 5), words: "does not let us in"},
 		"code 6":    {connect: say(2<<4, 2, 0, 6), words: "refuses us with code 6"},
 		"code 254":  {connect: say(2<<4, 2, 0, 254), words: "refuses us with code 254"},
@@ -692,7 +692,7 @@ func TestIOTARejects(t *testing.T) {
 		b := &mqttBroker{}
 		s := newIOTA(t, b, IOTAConfig{MaxPayload: 1000}, m)
 		got := rejections(t, s.Send(t.Context(), rs))
-		if len(got) != 3 || !strings.Contains(got[1], "got a bool") || !strings.Contains(got[2], "1969") || !strings.Contains(got[3], "write a larger broker.max_payload") {
+		if len(got) != 3 || !strings.Contains(got[1], "got a bool") || !strings.Contains(got[2], "1969") || !strings.Contains(got[3], "write a larger max_payload") {
 			t.Errorf("%v", got)
 		}
 		if v := b.got(t)["gw-1:s~200"]; !slices.Equal(v, []float64{0, 4}) {

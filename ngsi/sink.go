@@ -755,7 +755,7 @@ func (t *try) prove(ctx context.Context, slots []slot) error {
 		p := errs[self.ID]
 		a.words = p.words()
 	}
-	a.words = fmt.Sprintf("%s refuses everything, this gateway's own Device as well: check broker.url, broker.api and the tenant (it says: %s)", t.cfg.URL, a.words)
+	a.words = fmt.Sprintf("%s refuses everything, this gateway's own Device as well: check its url, api and tenant (it says: %s)", t.cfg.URL, a.words)
 	return a.failure()
 }
 

@@ -211,6 +211,7 @@ broker:                          # or a list of several, each with a name: uplin
   # api: iota-json               # with url: mqtt://mqtt.campus.example:1883 (or mqtts://)
   # api_key_file: /etc/gateway/secrets/api-key   # of the agent's device group; or api_key_env
   # username: gw-a101            # and password_file or password_env, where the MQTT broker wants them
+  # max_payload: 100000          # bytes of a message: no more than the MQTT broker takes
   # client_id: …                 # default: campus-gateway-<gateway id>-<name of the uplink>
 
 log:                             # keeps readings while the broker is away

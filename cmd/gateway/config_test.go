@@ -81,6 +81,7 @@ func TestConfigFaults(t *testing.T) {
 		"agent over http":    {"broker: {url: http://x, api: iota-json, api_key_env: GATEWAY_TEST_KEY, tenant: a}\n", []string{"want mqtt:// or mqtts://", "broker.tenant: an IoT Agent knows this by the API key"}},
 		"agent half a login": {"broker: {url: mqtt://x, api: iota-json, api_key_env: GATEWAY_TEST_KEY, username: u}\n", []string{"username and password_file belong together"}},
 		"client id twice":    {"gateway: {id: a}\nuplinks:\n  - {name: a, api: iota-json, url: mqtt://x, api_key_env: GATEWAY_TEST_KEY, client_id: one}\n  - {name: b, api: iota-json, url: mqtt://x, api_key_env: GATEWAY_TEST_KEY, client_id: one}\n", []string{"x.yaml:4:", "uplinks[1].client_id: the uplink a goes to the same broker under this id"}},
+		"payload":            {"broker: {url: mqtt://x, api: iota-json, api_key_env: GATEWAY_TEST_KEY, max_payload: 5}\n", []string{"broker.max_payload: want 1000 to 10000000 bytes"}},
 		"key inline":         {"broker: {url: mqtt://x, api: iota-json, api_key: geheim}\n", []string{"a secret is never written here"}},
 		"key of no agent":    {"broker: {url: http://x, client_id: a}\n", []string{"broker.client_id: this belongs to `api: iota-json`: remove it"}},
 		"listen":             {good + "live: {http: {listen: everywhere}}\n", []string{"live.http.listen:", "such as 127.0.0.1:8080"}},

@@ -42,12 +42,13 @@ type uplinkConfig struct {
 
 // agentConfig is what only an IoT Agent wants.
 type agentConfig struct {
-	APIKeyFile   string `yaml:"api_key_file"`
-	APIKeyEnv    string `yaml:"api_key_env"`
-	ClientID     string `yaml:"client_id"`
-	Username     string `yaml:"username"`
-	PasswordFile string `yaml:"password_file"`
-	PasswordEnv  string `yaml:"password_env"`
+	APIKeyFile   string   `yaml:"api_key_file"`
+	APIKeyEnv    string   `yaml:"api_key_env"`
+	ClientID     string   `yaml:"client_id"`
+	MaxPayload   byteSize `yaml:"max_payload"` // of one message
+	Username     string   `yaml:"username"`
+	PasswordFile string   `yaml:"password_file"`
+	PasswordEnv  string   `yaml:"password_env"`
 }
 
 // sendConfig is how readings are sent. Batch and lanes are tuned to what the broker
@@ -172,7 +173,7 @@ func (d *decoder) uplink(n *yaml.Node, path string, u *uplinkConfig) {
 		return
 	}
 	d.auth(n, path+".auth", &u.Auth)
-	for key, v := range map[string]*string{"api_key_file": &u.Agent.APIKeyFile, "api_key_env": &u.Agent.APIKeyEnv, "client_id": &u.Agent.ClientID,
+	for key, v := range map[string]any{"api_key_file": &u.Agent.APIKeyFile, "api_key_env": &u.Agent.APIKeyEnv, "client_id": &u.Agent.ClientID, "max_payload": &u.Agent.MaxPayload,
 		"username": &u.Agent.Username, "password_file": &u.Agent.PasswordFile, "password_env": &u.Agent.PasswordEnv} {
 		if v := d.nodes[v]; v != nil {
 			d.addf(v, path+"."+key, "this belongs to `api: %s`: remove it; a broker's token is named under auth", iotaJSON)
@@ -222,6 +223,9 @@ func (d *decoder) agent(n *yaml.Node, path string, u *uplinkConfig) {
 	d.need(n, path+".api_key_file", "the IoT Agent's device group has an API key: write the name of a file with it", u.Agent.APIKeyFile != "" || u.Agent.APIKeyEnv != "")
 	d.secret(n, path, "api_key", &u.Agent.APIKeyFile, &u.Agent.APIKeyEnv, ngsi.Secret.Token)
 	d.secret(n, path, "password", &u.Agent.PasswordFile, &u.Agent.PasswordEnv, ngsi.Secret.Read)
+	if v := u.Agent.MaxPayload; d.nodes[&u.Agent.MaxPayload] != nil && (v < 1000 || v > 10_000_000) {
+		d.addf(d.at(&u.Agent.MaxPayload, n), path+".max_payload", "want 1000 to 10000000 bytes: no more than the MQTT broker takes")
+	}
 	if hasPassword := u.Agent.PasswordFile != "" || u.Agent.PasswordEnv != ""; hasPassword != (u.Agent.Username != "") {
 		d.addf(n, path, "username and password_file belong together: write both, or none")
 	}
@@ -266,7 +270,7 @@ func newBroker(c *config, u *uplinkConfig, clock *gateway.Clock, log *slog.Logge
 		if err != nil {
 			return nil, err
 		}
-		cfg := ngsi.IOTAConfig{URL: u.URL, APIKey: key, ClientID: u.clientID(c), TLS: tls, Timeout: u.Timeout}
+		cfg := ngsi.IOTAConfig{URL: u.URL, APIKey: key, ClientID: u.clientID(c), TLS: tls, Timeout: u.Timeout, MaxPayload: int(u.Agent.MaxPayload)}
 		if u.Agent.Username != "" {
 			cfg.Credentials = func() (string, string, error) {
 				password, err := ngsi.Secret{File: u.Agent.PasswordFile, Env: u.Agent.PasswordEnv}.Read()
