@@ -11,7 +11,9 @@ SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 
-.PHONY: build test race lint cross demo hil bench torture planted package clean $(TARGETS)
+SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm)
+
+.PHONY: build test race lint cross demo hil bench torture planted package reproducible clean $(TARGETS)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -34,7 +36,7 @@ lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted .ci/bench hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
 linux-armv7: export GOARM = 7
@@ -61,6 +63,9 @@ bench: ## speed and wear, next to alternatives in the same run; fails where a ba
 
 package: cross ## .debs, tarballs, bill of materials and checksums; VERSION=1.2.3 names the version
 	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' deploy/raspi/package
+
+reproducible: ## packages the last commit twice, in two folders, and compares every byte
+	.ci/reproducible
 
 clean:
 	rm -rf build
