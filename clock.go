@@ -63,6 +63,8 @@ type Clock struct {
 	Hold    time.Duration // how long what cannot be dated waits while the last resort can be reached; 0: not at all
 	Log     *slog.Logger  // default: none
 
+	Heart
+
 	boot BootID
 	read func() (wall time.Time, since time.Duration) // of one instant
 	file string                                       // empty: the table is not kept
@@ -317,8 +319,12 @@ func (c *Clock) Run(ctx context.Context) error {
 	if c.dirty {
 		c.keep(c.this())
 	}
+	defer c.Rest()
 	for ctx.Err() == nil {
-		pause(ctx, c.look(ctx))
+		c.Beat(time.Duration(len(c.Sources))*askTimeout + grace)
+		again := c.look(ctx)
+		c.Beat(again + grace)
+		pause(ctx, again)
 	}
 	return nil
 }

@@ -39,6 +39,8 @@ type Forwarder struct {
 	Latest bool          // only the newest state matters: a backlog is passed over
 	Log    *slog.Logger  // default: none
 
+	Heart
+
 	mu   sync.Mutex
 	stat ForwarderStats
 }
@@ -101,6 +103,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(f.Flush, cancel) })()
+	defer f.Rest()
 	newForwarding(f, sending).run(ctx.Done())
 	return nil
 }

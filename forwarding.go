@@ -16,6 +16,9 @@ const (
 	longestLook = 1_000_000
 
 	readSize = 500
+
+	// The look at a long backlog may take so long, at worst, from a slow card.
+	longestTurn = 5 * time.Minute
 )
 
 // none stands for the number of a reading that is sent and has none.
@@ -141,6 +144,7 @@ func (f *forwarding) run(stop <-chan struct{}) {
 			f.changed = f.Dater.Changed() // before it is asked: no change is missed
 		}
 		now := time.Now()
+		f.Beat(longestTurn)
 		f.look(now)
 		if f.may(now) && !f.reset {
 			f.feed(now, stopping)
@@ -158,7 +162,9 @@ func (f *forwarding) run(stop <-chan struct{}) {
 		if f.undated {
 			changed = f.changed
 		}
-		timer.Reset(f.pause(now))
+		wait := f.pause(now)
+		f.Beat(wait + grace)
+		timer.Reset(wait)
 		select {
 		case fl := <-f.landed:
 			f.land(fl)
@@ -179,7 +185,7 @@ func (f *forwarding) may(now time.Time) bool {
 
 // pause is how long nothing needs doing unless something happens.
 func (f *forwarding) pause(now time.Time) time.Duration {
-	next := now.Add(time.Hour)
+	next := now.Add(grace)
 	sooner := func(t time.Time) {
 		if t.After(now) && t.Before(next) {
 			next = t

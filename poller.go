@@ -25,6 +25,8 @@ type Poller struct {
 	Timeout time.Duration // of one measurement; default 1 min
 	Log     *slog.Logger  // default: none
 
+	Heart // a bus that hangs does not stop it: the driver is answered in time
+
 	state    State
 	failures int // in a row
 }
@@ -59,17 +61,19 @@ func (p *Poller) Run(ctx context.Context) error {
 		p.Log = slog.New(slog.DiscardHandler)
 	}
 	p.change(Starting, nil)
+	defer p.Rest()
 	for ctx.Err() == nil {
 		if err := p.once(ctx); err != nil && ctx.Err() == nil {
 			p.failed(err)
 		}
-		pause(ctx, p.backOff())
+		p.pause(ctx, p.backOff())
 	}
 	return nil
 }
 
 // once opens the sensor and keeps it going until it must be opened anew.
 func (p *Poller) once(ctx context.Context) (err error) {
+	p.Beat(p.Timeout + grace)
 	opening, cancel := context.WithTimeout(ctx, p.Timeout)
 	r, err := p.Open(opening)
 	cancel()
@@ -86,6 +90,7 @@ func (p *Poller) once(ctx context.Context) (err error) {
 	case Sensor:
 		return p.poll(ctx, s)
 	case Watcher:
+		p.Rest()
 		var refused error // the first value that must not go on
 		err := s.Watch(ctx, func(vs []Value) { refused = cmp.Or(refused, p.took(vs)) })
 		return errors.Join(err, refused)
@@ -114,7 +119,7 @@ func (p *Poller) poll(ctx context.Context, s Sensor) error {
 		if late := time.Since(due); late > 0 {
 			due = due.Add(late.Truncate(p.Every)) // the instants missed meanwhile are skipped
 		}
-		pause(ctx, time.Until(due))
+		p.pause(ctx, time.Until(due))
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -122,6 +127,7 @@ func (p *Poller) poll(ctx context.Context, s Sensor) error {
 }
 
 func (p *Poller) sense(ctx context.Context, s Sensor) error {
+	p.Beat(p.Timeout + grace)
 	measuring, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
 	vs, err := s.Sense(measuring)
@@ -176,6 +182,11 @@ func (p *Poller) change(s State, why error) {
 // backOff doubles from a second to a minute with the failures in a row.
 func (p *Poller) backOff() time.Duration {
 	return min(longestBackOff, firstBackOff<<min(max(p.failures-1, 0), 10))
+}
+
+func (p *Poller) pause(ctx context.Context, d time.Duration) {
+	p.Beat(d + grace)
+	pause(ctx, d)
 }
 
 // pause waits for d, or until ctx ends.

@@ -313,7 +313,9 @@ func (l *Log[R]) Run(ctx context.Context) error {
 	// look: a broker has three quarters of a window to save the card a commit.
 	t := time.NewTicker(max(window/4, 5*time.Millisecond))
 	defer t.Stop()
+	defer l.look(time.Time{})
 	for last := time.Now(); ; {
+		l.look(time.Now())
 		select {
 		case <-t.C:
 			due := l.waited() >= window*3/4
@@ -330,6 +332,13 @@ func (l *Log[R]) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// look notes when Run was last seen to turn.
+func (l *Log[R]) look(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stats.Looked = now
 }
 
 // arrival is when records came: all up to end since the arrival before.

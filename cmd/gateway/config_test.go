@@ -23,7 +23,6 @@ func TestConfigFaults(t *testing.T) {
 		yaml string
 		want []string // each in the message
 	}{
-		"empty":              {"gateway: {id: x}\n", []string{"x.yaml:1:1: broker.url: there is no broker", "http://"}},
 		"wrong type":         {good + "log: {max_size: [1]}\n", []string{"x.yaml:3:17: log.max_size: want one value, got a list of 1"}},
 		"wrong type: bool":   {sensor("  - {name: a, driver: bh1750, shared: 1}\n"), []string{"x.yaml:4:", "sensors[0].shared: want true or false"}},
 		"wrong type: list":   {good + "sensors: 5\n", []string{"x.yaml:3:10: sensors: want a list"}},
@@ -69,9 +68,8 @@ func TestConfigFaults(t *testing.T) {
 		"site":               {"gateway: {id: a, site: moon}\nbroker: {url: http://x}\n", []string{`"moon" is not one of indoor, outdoor`}},
 		"latitude":           {"gateway: {id: a, location: {longitude: 33.0, latitude: -97.6}}\nbroker: {url: http://x}\n", []string{"-97.6 is outside -90..90"}},
 		"service path":       {"gateway: {id: a}\nbroker: {url: http://x, service_path: lab}\n", []string{"broker.service_path:", "such as /settat/lab"}},
-		"no broker":          {"gateway: {id: a}\n", []string{"broker.url: there is no broker: write its URL, such as http://orion.campus.example:1026"}},
+		"no broker's URL":    {"gateway: {id: a}\nbroker: {}\n", []string{"broker.url: there is no broker: write its URL, such as http://orion.campus.example:1026"}},
 		"broker and uplinks": {good + "uplinks:\n  - {name: campus, url: http://y}\n", []string{"x.yaml:4:3: uplinks: there is a broker too: make it one of the uplinks"}},
-		"no uplinks":         {"gateway: {id: a}\nuplinks: []\n", []string{"x.yaml:2:10: broker.url: there is no broker"}},
 		"uplink name":        {"gateway: {id: a}\nuplinks:\n  - {name: Campus 1, url: http://y}\n", []string{`x.yaml:3:12: uplinks[0].name: "Campus 1": want up to 32 lower-case letters`, "so keep it"}},
 		"uplink twice":       {"gateway: {id: a}\nuplinks:\n  - {name: a, url: http://y}\n  - {name: a, url: http://z}\n", []string{`x.yaml:4:12: uplinks[1].name: "a" is the name of the uplink on line 3 already`}},
 		"uplink null":        {"gateway: {id: a}\nuplinks:\n  -\n", []string{"uplinks[0]: there is no value"}},

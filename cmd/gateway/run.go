@@ -14,6 +14,7 @@ import (
 	"campus-gateway"
 	"campus-gateway/drivers"
 	"campus-gateway/drivers/bus"
+	"campus-gateway/drivers/sim"
 	"campus-gateway/live"
 	"campus-gateway/systemd"
 
@@ -22,7 +23,7 @@ import (
 
 func newRun() *cobra.Command {
 	var file string
-	var dry bool
+	var dry, simulate bool
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Read, keep and forward, until told to stop",
@@ -32,19 +33,16 @@ SIGTERM). A changed configuration is read again, at SIGHUP at once; a faulty one
 is reported and the old one goes on. What is not there yet (a bus, a chip, the broker) is reported
 once and tried again for ever.`,
 		Example: `  gateway run --config gateway.yaml
-  gateway run --config gateway.yaml --dry-run   print the NGSI instead of sending it`,
+  gateway run --config gateway.yaml --dry-run    print the NGSI instead of sending it
+  gateway run --config gateway.yaml --simulate   with made-up readings, no hardware`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			bus.PrepareGPIO()
+			log := newLogger(cmd.ErrOrStderr())
+			host, closeHost := newHost(simulate, log)
+			defer closeHost()
 			c, err := loadConfig(file)
 			if err != nil {
 				return statusError{err, exitConfig}
-			}
-			log := newLogger(cmd.ErrOrStderr())
-			host := &bus.Host{}
-			defer host.Close()
-			if err := bus.Register(); err != nil { // only code that opens buses by periph's registry misses it
-				log.Warn("I2C buses are not in periph's registry", "why", err)
 			}
 			if dry {
 				return dryRun(cmd.Context(), c, host, cmd.OutOrStdout(), log)
@@ -54,7 +52,22 @@ once and tried again for ever.`,
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "/etc/gateway/gateway.yaml", "the configuration `FILE`")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "print the NGSI requests instead of sending them; keep nothing")
+	cmd.Flags().BoolVar(&simulate, "simulate", false, "read simulated chips, those of `gateway demo`, on i2c-0 to i2c-9; all else is real")
 	return cmd
+}
+
+// newHost is the machine whose buses and lines are read.
+func newHost(simulate bool, log *slog.Logger) (drivers.Host, func()) {
+	if simulate {
+		log.Warn("the chips are simulated: what they say is made up")
+		return simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, func() {}
+	}
+	bus.PrepareGPIO()
+	if err := bus.Register(); err != nil { // only code that opens buses by periph's registry misses it
+		log.Warn("I2C buses are not in periph's registry", "why", err)
+	}
+	host := &bus.Host{}
+	return host, func() { _ = host.Close() }
 }
 
 // run is the daemon.
@@ -71,7 +84,7 @@ func run(ctx context.Context, file string, c *config, host drivers.Host, log *sl
 	watching := start(reloads)
 	defer watching.stop()
 	return serve(ctx, c, p, reloads.next, func(c *config) {
-		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "uplinks", len(c.Uplinks), "to", c.Uplinks[0].URL, "version", version)
+		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "to", destinations(c), "version", version)
 		notify(log, systemd.Ready, fmt.Sprintf("STATUS=%d sensors", len(c.Sensors)))
 	}, func() { notify(log, systemd.Stopping) })
 }

@@ -103,8 +103,10 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 		}
 		plan.forwarding = append(plan.forwarding, newUplink(u, cursor, sink, p))
 	}
-	for _, name := range p.queue.Only(names...) {
-		p.log.Warn("an uplink is no longer configured: the log keeps nothing back for it", "uplink", name)
+	if len(names) > 0 { // with none, the log keeps everything for the first to come
+		for _, name := range p.queue.Only(names...) {
+			p.log.Warn("an uplink is no longer configured: the log keeps nothing back for it", "uplink", name)
+		}
 	}
 	p.follow(c, brokers)
 	plan.uplinks = []task{p.clock}

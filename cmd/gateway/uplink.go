@@ -82,12 +82,7 @@ func (u *uplinkConfig) linked() bool {
 // default filled in.
 func (d *decoder) uplinks(root *yaml.Node, c *config) {
 	switch {
-	case c.Broker == nil && len(c.Uplinks) == 0:
-		at := root
-		if n := key(root, "uplinks"); n != nil {
-			at = n
-		}
-		d.addf(at, "broker.url", "there is no broker: write its URL, such as http://orion.campus.example:1026")
+	case c.Broker == nil && len(c.Uplinks) == 0: // readings wait for the day there is one
 		return
 	case c.Broker != nil && len(c.Uplinks) > 0:
 		d.addf(d.at(&c.Uplinks, root), "uplinks", "there is a broker too: make it one of the uplinks, with `name: broker`")
@@ -238,7 +233,10 @@ func (d *decoder) agent(n *yaml.Node, path string, u *uplinkConfig) {
 
 // destinations says where readings go.
 func destinations(c *config) string {
-	if len(c.Uplinks) == 1 {
+	switch len(c.Uplinks) {
+	case 0:
+		return "no broker"
+	case 1:
 		return "broker " + c.Uplinks[0].URL
 	}
 	var all []string

@@ -26,41 +26,54 @@ import (
 //	GPIO27   reed contact of the door: high while it stands open
 //	GPIO22   water-flow meter: 450 pulses a litre
 //
-// Safe for concurrent use.
+// i2c-0 and i2c-2 to i2c-9 have the same chips, in other corners of the room. Safe
+// for concurrent use.
 type Board struct {
 	Bus *Bus // i2c-1: for its faults
 
-	room *Room
-	pins map[string]*Pin
+	room  *Room
+	buses map[string]*Bus
+	pins  map[string]*Pin
 }
 
 const waterMeter = "GPIO22"
 
 // NewBoard returns a board that has been under power for a while.
 func NewBoard(room *Room) *Board {
-	b := &Board{Bus: NewBus("i2c-1"), room: room, pins: map[string]*Pin{
+	b := &Board{room: room, buses: map[string]*Bus{}, pins: map[string]*Pin{
 		"GPIO17": {room: room, name: "GPIO17", number: 17, line: motion},
 		"GPIO27": {room: room, name: "GPIO27", number: 27, line: door},
 	}}
-	b.Bus.Attach(0x76, NewBME280(room.Air(1)))
-	b.Bus.Attach(0x44, NewSHT4x(room.Air(2)))
-	b.Bus.Attach(0x62, NewSCD41(room.Air(3)))
-	b.Bus.Attach(0x23, NewBH1750(room.Air(4)))
-	air := room.Air(5)
-	b.Bus.Attach(0x48, NewADS1115([4]Volts{
+	for n := range 10 {
+		bus := NewBus(fmt.Sprintf("i2c-%d", n))
+		attach(bus, room, 10*uint64((n+9)%10)) // i2c-1 is the first
+		b.buses[bus.String()] = bus
+	}
+	b.Bus = b.buses["i2c-1"]
+	return b
+}
+
+// attach attaches the chips, each in a corner of its own.
+func attach(bus *Bus, room *Room, corner uint64) {
+	bus.Attach(0x76, NewBME280(room.Air(corner+1)))
+	bus.Attach(0x44, NewSHT4x(room.Air(corner+2)))
+	bus.Attach(0x62, NewSCD41(room.Air(corner+3)))
+	bus.Attach(0x23, NewBH1750(room.Air(corner+4)))
+	air := room.Air(corner + 5)
+	bus.Attach(0x48, NewADS1115([4]Volts{
 		func(t time.Time) float64 { return SoilVolts(air(t).Soil) },
 		func(t time.Time) float64 { return 2.5 + 0.001*drift(1000, t.UnixMilli(), 10*second) },
 		func(t time.Time) float64 { return photoresistor(air(t).Illuminance) },
 	}))
-	return b
 }
 
 // I2C is the bus of that name, the same each time.
 func (b *Board) I2C(name string) (i2c.BusCloser, error) {
-	if name != b.Bus.String() {
-		return nil, fmt.Errorf("sim: no bus %s: the simulated board has %s", name, b.Bus)
+	bus := b.buses[name]
+	if bus == nil {
+		return nil, fmt.Errorf("sim: no bus %s: the simulated board has i2c-0 to i2c-9", name)
 	}
-	return b.Bus, nil
+	return bus, nil
 }
 
 // Pin is the input line of that name, the same each time.

@@ -130,14 +130,14 @@ func TestBoard(t *testing.T) {
 	if c, err := b.Pulses("GPIO22"); err != nil || c.String() != "GPIO22" || c.Close() != nil {
 		t.Errorf("GPIO22: %v, %v", c, err)
 	}
-	_, err1 := b.I2C("i2c-7")
+	_, err1 := b.I2C("i2c-10")
 	_, err2 := b.Pin("GPIO22")
 	_, err3 := b.Pulses("GPIO17")
 	for _, e := range []struct {
 		err  error
 		want string
 	}{
-		{err1, "sim: no bus i2c-7: the simulated board has i2c-1"},
+		{err1, "sim: no bus i2c-10: the simulated board has i2c-0 to i2c-9"},
 		{err2, "sim: no line GPIO22 to read: the simulated board has GPIO17 (motion) and GPIO27 (door)"},
 		{err3, "sim: no pulses on line GPIO17: the simulated board has them on GPIO22 (water)"},
 	} {
