@@ -22,8 +22,9 @@ cannot() { say "$*"; exit 77; }
 [ "$(id -u)" = 0 ] || cannot "root is needed to boot a guest"
 
 # What the gateway's Debian has that the smallest one has not: udev and kmod for
-# devices, dbus for timedate1, iproute2 and procps to look at it.
-packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps
+# devices, dbus for timedate1, the authorities that its package wants, iproute2 and
+# procps to look at it.
+packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,ca-certificates
 
 root() {
   local missing=() p mirror

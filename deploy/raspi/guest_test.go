@@ -238,6 +238,9 @@ func (g *guest) put(from, to string, mode os.FileMode) {
 		g.t.Fatal(err)
 	}
 	g.write(to+".new", mode, string(b))
+	if err := os.Chmod(g.path(to+".new"), mode); err != nil { // whatever the umask
+		g.t.Fatal(err)
+	}
 	if err := os.Rename(g.path(to+".new"), g.path(to)); err != nil {
 		g.t.Fatal(err)
 	}

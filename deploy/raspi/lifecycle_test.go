@@ -3,6 +3,7 @@
 package raspi_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,10 +19,10 @@ import (
 // step says why it is demanded.
 
 const (
-	older, newer = "1.0.0", "1.1.0" // versions of the package that the test makes
-	unit         = "gateway.service"
-	program      = "/usr/bin/gateway"
-	configFile   = "/etc/gateway/gateway.yaml"
+	unit       = "gateway.service"
+	program    = "/usr/bin/gateway"
+	configFile = "/etc/gateway/gateway.yaml"
+	logDir     = "/var/lib/gateway/log"
 )
 
 // configuration has the board of the demo, a broker that is asked again soon, and
@@ -87,31 +88,57 @@ func (g *guest) bar(what string, took, limit time.Duration) {
 	}
 }
 
-// Both packages are made as people make them.
-var packages = sync.OnceValues(func() (map[string]string, error) {
+// packages are two versions: the one that `make package` has left in build/, and an
+// older one with another program and another packaged configuration.
+var packages = sync.OnceValues(func() (p struct{ older, newer, program string }, err error) {
 	arch, err := exec.Command("dpkg", "--print-architecture").Output()
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	files := map[string]string{}
-	for _, v := range []string{older, newer} {
-		files[v] = filepath.Join(os.Getenv("LIFECYCLE_DEBS"), fmt.Sprintf("gateway_%s_%s.deb", v, strings.TrimSpace(string(arch))))
-		if _, err := os.Stat(files[v]); err != nil {
-			return nil, err
-		}
+	built, err := filepath.Glob(filepath.Join("..", "..", "build", "gateway_*_"+strings.TrimSpace(string(arch))+".deb"))
+	if err != nil || len(built) != 1 {
+		return p, fmt.Errorf("build/ has %d packages for %s, want one: `make package` makes it", len(built), bytes.TrimSpace(arch))
 	}
-	return files, nil
+	dir := filepath.Join("..", "..", "build", "lifecycle")
+	p.newer, p.older, p.program = built[0], filepath.Join(dir, "older.deb"), filepath.Join(dir, "older", program)
+	version, err := exec.Command("dpkg-deb", "-f", p.newer, "Version").Output()
+	if err != nil {
+		return p, err
+	}
+	cmd := exec.Command("sh", "-ec", `rm -rf older && dpkg-deb -R "$NEWER" older
+		sed -i "s/^Version: .*/Version: $OLDER/" older/DEBIAN/control
+		echo '# This line is no more.' >> older`+configFile+`
+		go build -trimpath -ldflags "-s -w -X main.version=$OLDER" -o older`+program+` ../../cmd/gateway
+		dpkg-deb --root-owner-group -Zgzip -z1 -b older older.deb`)
+	cmd.Dir = dir
+	newer, err := filepath.Abs(p.newer)
+	if err != nil {
+		return p, err
+	}
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "NEWER="+newer, "OLDER="+older(strings.TrimSpace(string(version))))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return p, fmt.Errorf("the older package: %w\n%s", err, out)
+	}
+	return p, nil
 })
+
+// older is a version below any. A tilde comes before the end.
+func older(version string) string { return version + "~older" }
+
+func made(t *testing.T) (p struct{ older, newer, program string }) {
+	t.Helper()
+	p, err := packages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 // install puts a version of the package on the machine and installs it, as
 // cloud-init does: a configuration that is there already stays.
-func (g *guest) install(version string) (took time.Duration, said string) {
+func (g *guest) install(deb string) (took time.Duration, said string) {
 	g.t.Helper()
-	files, err := packages()
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	g.put(files[version], "/root/gateway.deb", 0o644)
+	g.put(deb, "/root/gateway.deb", 0o644)
 	begun := time.Now()
 	said = g.run("dpkg --force-confold -i /root/gateway.deb")
 	return time.Since(begun), said
@@ -159,9 +186,7 @@ func (g *guest) simulate() {
 // configuration on it, as provisioning leaves it, gets the package.
 func TestSmoke(t *testing.T) {
 	g := newGuest(t)
-	if _, err := packages(); err != nil {
-		t.Fatal(err)
-	}
+	deb := made(t).newer
 	g.simulate()
 	b := newBroker(g)
 	begun := time.Now()
@@ -170,7 +195,7 @@ func TestSmoke(t *testing.T) {
 	b.up()
 	g.step("from dpkg -i to the first reading at the broker", func() {
 		begun := time.Now()
-		took, _ := g.install(newer)
+		took, _ := g.install(deb)
 		active := took + g.await("active", g.active)
 		g.await("a reading", func() bool { return b.count() > 0 })
 		g.figure("dpkg -i: %s, active after %s", seconds(took), seconds(active))
