@@ -116,7 +116,7 @@ func (g *guest) boot() {
 	g.script, g.off = cmd, make(chan struct{})
 	ended := g.off
 	go func() {
-		_ = cmd.Wait() // nspawn's status says how the guest ended, which whoever ends it knows
+		_ = cmd.Wait()                         // nspawn's status says how the guest ended, which whoever ends it knows
 		_ = g.told.SetReadDeadline(time.Now()) // nobody is told any more
 		close(ended)
 	}()

@@ -88,46 +88,61 @@ func (g *guest) bar(what string, took, limit time.Duration) {
 	}
 }
 
-// packages are two versions: the one that `make package` has left in build/, and an
-// older one with another program and another packaged configuration.
-var packages = sync.OnceValues(func() (p struct{ older, newer, program string }, err error) {
+// newer is the package that `make package` has left in build/.
+func newer() (deb, version string, err error) {
 	arch, err := exec.Command("dpkg", "--print-architecture").Output()
 	if err != nil {
-		return p, err
+		return "", "", err
 	}
 	built, err := filepath.Glob(filepath.Join("..", "..", "build", "gateway_*_"+strings.TrimSpace(string(arch))+".deb"))
 	if err != nil || len(built) != 1 {
-		return p, fmt.Errorf("build/ has %d packages for %s, want one: `make package` makes it", len(built), bytes.TrimSpace(arch))
+		return "", "", fmt.Errorf("build/ has %d packages for %s, want one: `make package` makes it", len(built), bytes.TrimSpace(arch))
 	}
-	dir := filepath.Join("..", "..", "build", "lifecycle")
-	p.newer, p.older, p.program = built[0], filepath.Join(dir, "older.deb"), filepath.Join(dir, "older", program)
-	version, err := exec.Command("dpkg-deb", "-f", p.newer, "Version").Output()
+	v, err := exec.Command("dpkg-deb", "-f", built[0], "Version").Output()
+	return built[0], strings.TrimSpace(string(v)), err
+}
+
+// packages are two versions of the package: that one, and an older one with
+// another program and another packaged configuration; and programs.
+type packages struct {
+	newer, newerVersion string
+	older, olderVersion string
+	program, faulty     string // of newer, and one that goes wrong on demand (build tag faults)
+}
+
+var makePackages = sync.OnceValues(func() (p packages, err error) {
+	if p.newer, p.newerVersion, err = newer(); err != nil {
+		return p, err
+	}
+	p.olderVersion = p.newerVersion + "~older" // a tilde comes before the end
+	dir, err := filepath.Abs(filepath.Join("..", "..", "build", "lifecycle"))
 	if err != nil {
 		return p, err
 	}
+	deb, err := filepath.Abs(p.newer)
+	if err != nil {
+		return p, err
+	}
+	p.older, p.program, p.faulty = filepath.Join(dir, "older.deb"), filepath.Join(dir, "gateway"), filepath.Join(dir, "gateway-faults")
 	cmd := exec.Command("sh", "-ec", `rm -rf older && dpkg-deb -R "$NEWER" older
+		cp older`+program+` gateway
 		sed -i "s/^Version: .*/Version: $OLDER/" older/DEBIAN/control
 		echo '# This line is no more.' >> older`+configFile+`
 		go build -trimpath -ldflags "-s -w -X main.version=$OLDER" -o older`+program+` ../../cmd/gateway
-		dpkg-deb --root-owner-group -Zgzip -z1 -b older older.deb`)
+		dpkg-deb --root-owner-group -Zgzip -z1 -b older older.deb
+		rm -rf older
+		go build -trimpath -tags faults -ldflags "-X main.version=faults" -o gateway-faults ../../cmd/gateway`)
 	cmd.Dir = dir
-	newer, err := filepath.Abs(p.newer)
-	if err != nil {
-		return p, err
-	}
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "NEWER="+newer, "OLDER="+older(strings.TrimSpace(string(version))))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "NEWER="+deb, "OLDER="+p.olderVersion)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return p, fmt.Errorf("the older package: %w\n%s", err, out)
+		return p, fmt.Errorf("the packages for the test: %w\n%s", err, out)
 	}
 	return p, nil
 })
 
-// older is a version below any. A tilde comes before the end.
-func older(version string) string { return version + "~older" }
-
-func made(t *testing.T) (p struct{ older, newer, program string }) {
+func made(t *testing.T) packages {
 	t.Helper()
-	p, err := packages()
+	p, err := makePackages()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +201,10 @@ func (g *guest) simulate() {
 // configuration on it, as provisioning leaves it, gets the package.
 func TestSmoke(t *testing.T) {
 	g := newGuest(t)
-	deb := made(t).newer
+	deb, _, err := newer()
+	if err != nil {
+		t.Fatal(err)
+	}
 	g.simulate()
 	b := newBroker(g)
 	begun := time.Now()
