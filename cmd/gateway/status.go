@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -43,6 +44,9 @@ type status struct {
 	Refused   string         `json:"configuration_refused,omitempty"` // why the file is not what runs
 	Simulated bool           `json:"simulated,omitempty"`
 	Hung      []string       `json:"hung,omitempty"` // tasks that do not turn
+
+	Memory     uint64 `json:"memory_bytes"`
+	Goroutines int    `json:"goroutines"`
 }
 
 type sensorStatus struct {
@@ -59,6 +63,7 @@ func (p *parts) status() status {
 	s := status{
 		Version: version, Since: p.began, Waiting: log.Depth, Durable: volatile(log), Dropped: log.Lost() + p.keep.refused.Load(), Rejected: log.Rejected,
 		Clock: clock.Source, Undated: clock.Held, Config: p.file, Sensors: []sensorStatus{}, Uplinks: []live.Uplink{},
+		Memory: memory(), Goroutines: runtime.NumGoroutine(),
 	}
 	_, s.Simulated = p.opener.Host.(simulated)
 	if why := p.refused.Load(); why != nil {
