@@ -695,3 +695,29 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// From outside it can be seen that Run turns.
+func TestLooked(t *testing.T) {
+	l, _ := open(t, t.TempDir(), Options{Window: 20 * time.Millisecond})
+	if !l.Stats().Looked.IsZero() {
+		t.Error("it is looked at before Run")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	for begun, first := time.Now(), (time.Time{}); ; time.Sleep(time.Millisecond) {
+		looked := l.Stats().Looked
+		if first.IsZero() {
+			first = looked
+		} else if looked.After(first) {
+			break
+		}
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("Run is not seen to turn")
+		}
+	}
+	stop()
+	if err := <-done; err != nil || !l.Stats().Looked.IsZero() {
+		t.Errorf("%v, and it is looked at after Run: %v", err, l.Stats().Looked)
+	}
+}

@@ -9,11 +9,15 @@ import (
 	"strings"
 )
 
-// Ready and Stopping are the states of sd_notify(3).
+// States of sd_notify(3).
 const (
 	Ready    = "READY=1"
 	Stopping = "STOPPING=1"
+	Alive    = "WATCHDOG=1" // the watchdog of the unit is content for WatchdogSec=
 )
+
+// Managed reports whether a service manager has started the program and listens.
+func Managed() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
 
 // Notify sends states to the service manager, among them "STATUS=" and a line
 // for people. Without a manager that listens (NOTIFY_SOCKET unset) it does

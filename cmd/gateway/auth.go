@@ -2,8 +2,11 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -146,6 +149,28 @@ var (
 	plainVariable = regexp.MustCompile(`^[A-Z_][A-Z0-9_]{0,63}$`)
 )
 
+// secretsDir holds root's secret files. The unit hands copies of them to the daemon
+// (LoadCredential=secrets:), which cannot read them there.
+const secretsDir = "/etc/gateway/secrets"
+
+// handed is where a secret file is to be read: what lies in secretsDir, where the
+// service manager has handed it over.
+func handed(file string) string {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" || filepath.Dir(file) != secretsDir {
+		return file
+	}
+	return filepath.Join(dir, "secrets_"+filepath.Base(file))
+}
+
+// unhanded says what to do where one was not handed over.
+func unhanded(file string, err error) error {
+	if handed(file) != file && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s was not there when the service began, which alone may read it: put it there, then `sudo systemctl restart gateway`", file)
+	}
+	return err
+}
+
 // secret checks what is named by the keys <key>_file and <key>_env, if anything:
 // one of them, and the secret is there. What could be the secret itself, in the
 // place of the name, is not shown.
@@ -166,18 +191,20 @@ func (d *decoder) secret(n *yaml.Node, path, key string, file, env *string, read
 		} else {
 			path += "_file"
 		}
-		if _, err := read(ngsi.Secret{File: *file, Env: *env}); err != nil {
-			d.addf(at, path, "%v", err)
+		if _, err := read(ngsi.Secret{File: handed(*file), Env: *env}); err != nil {
+			d.addf(at, path, "%v", unhanded(*file, err))
 		}
+		*file = handed(*file)
 	}
 }
 
 // tls checks an uplink's side of TLS.
 func (d *decoder) tls(n *yaml.Node, path string, t *tlsConfig) {
 	if t.CAFile != "" {
-		if _, err := ngsi.NewTLS(ngsi.TLSConfig{CAFile: t.CAFile}); err != nil {
-			d.addf(d.at(&t.CAFile, n), path+".ca_file", "%v", err)
+		if _, err := ngsi.NewTLS(ngsi.TLSConfig{CAFile: handed(t.CAFile)}); err != nil {
+			d.addf(d.at(&t.CAFile, n), path+".ca_file", "%v", unhanded(t.CAFile, err))
 		}
+		t.CAFile = handed(t.CAFile)
 	}
 	switch {
 	case t.CertFile == "" && t.KeyFile == "":
@@ -186,9 +213,10 @@ func (d *decoder) tls(n *yaml.Node, path string, t *tlsConfig) {
 	case t.KeyFile == "":
 		d.addf(d.at(&t.CertFile, n), path+".cert_file", "the certificate's key is missing: write key_file too")
 	default:
-		if _, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile); err != nil {
-			d.addf(d.at(&t.CertFile, n), path+".cert_file", "the certificate and its key cannot be used: %v", err)
+		if _, err := tls.LoadX509KeyPair(handed(t.CertFile), handed(t.KeyFile)); err != nil {
+			d.addf(d.at(&t.CertFile, n), path+".cert_file", "the certificate and its key cannot be used: %v", unhanded(t.KeyFile, err))
 		}
+		t.CertFile, t.KeyFile = handed(t.CertFile), handed(t.KeyFile)
 	}
 	for i := range t.Pins {
 		if err := ngsi.CheckPin(t.Pins[i]); err != nil {

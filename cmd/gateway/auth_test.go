@@ -184,7 +184,7 @@ sensors:
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, "x.yaml", c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&log))
+		done <- run(ctx, "x.yaml", c, nil, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&log))
 	}()
 	for _, line := range []string{"the client's own token serves", "the broker rejects a reading"} {
 		await(t, line, func() bool { return strings.Contains(log.String(), line) })

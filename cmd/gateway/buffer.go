@@ -36,64 +36,86 @@ import (
 //	GET  /export   readings, one JSON object a line
 //	GET  /rejects  []rejectRow
 //	POST /repair   logState
+//	GET  /status   status, also at the public socket
 const socketName = "gateway.sock"
 
-// control is the task that answers there.
+// control is a task that answers at a socket.
 type control struct {
-	keep *keeper
-	dir  string
-	log  *slog.Logger
+	path    string
+	mode    fs.FileMode // who may ask
+	handler http.Handler
+	serves  string // the commands
+	log     *slog.Logger
 }
 
-func (c *control) String() string { return "control socket" }
+func (c *control) String() string { return "socket " + c.path }
 
 // Run answers until ctx ends. Without a socket (a read-only disk, a path too
-// long for one) only `gateway buffer` is lost: that is told once.
+// long for one) only the commands that ask there are lost: that is told once.
 func (c *control) Run(ctx context.Context) error {
-	path := filepath.Join(c.dir, socketName)
-	_ = os.Remove(path) // of a run that was killed; the log's lock says that nobody else is here
-	ln, err := net.Listen("unix", path)
+	_ = os.Remove(c.path) // of a run that was killed; the log's lock says that nobody else is here
+	ln, err := net.Listen("unix", c.path)
 	if err == nil {
-		err = os.Chmod(path, 0o600)
+		err = os.Chmod(c.path, c.mode)
 	}
 	if err != nil {
-		c.log.Warn("`gateway buffer` will not reach this daemon", "why", err)
+		c.log.Warn(c.serves+" will not reach this daemon", "why", err)
 		<-ctx.Done()
 		return nil
 	}
-	srv := &http.Server{Handler: c.handler(), ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{Handler: c.handler, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		c.log.Warn("`gateway buffer` will not reach this daemon any more", "why", err)
+		c.log.Warn(c.serves+" will not reach this daemon any more", "why", err)
 		<-ctx.Done()
 	}
 	return nil
 }
 
-func (c *control) handler() http.Handler {
-	q := c.keep.queue
-	answer := func(w http.ResponseWriter, v any, err error) {
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = writeJSON(w, v)
+// sockets are the tasks that answer: to who may use the log's folder, and, in the
+// runtime folder that the service manager has made, to everybody how the daemon is
+// doing.
+func (p *parts) sockets(dir string) []task {
+	tasks := []task{&control{
+		path: filepath.Join(dir, socketName), mode: 0o600, serves: "`gateway buffer`", log: p.log, handler: p.handler(dir),
+	}}
+	if run := os.Getenv("RUNTIME_DIRECTORY"); run != "" {
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /status", p.answerStatus)
+		tasks = append(tasks, &control{path: filepath.Join(run, publicSocket), mode: 0o666, serves: "`gateway status`", log: p.log, handler: mux})
 	}
+	return tasks
+}
+
+func (p *parts) answerStatus(w http.ResponseWriter, _ *http.Request) { answer(w, p.status(), nil) }
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = writeJSON(w, v)
+}
+
+func (p *parts) handler(dir string) http.Handler {
+	q := p.queue
+	state := func() logState { return stateOf(dir, q.Stats(), p.keep.refused.Load()) }
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /stat", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.state(), nil) })
+	mux.HandleFunc("GET /status", p.answerStatus)
+	mux.HandleFunc("GET /stat", func(w http.ResponseWriter, _ *http.Request) { answer(w, state(), nil) })
 	mux.HandleFunc("GET /verify", func(w http.ResponseWriter, _ *http.Request) {
 		found, err := q.Check()
 		answer(w, found, err)
 	})
-	mux.HandleFunc("GET /rejects", func(w http.ResponseWriter, _ *http.Request) { answer(w, rejectRows(c.keep.clock, q.Rejects()), nil) })
+	mux.HandleFunc("GET /rejects", func(w http.ResponseWriter, _ *http.Request) { answer(w, rejectRows(p.clock, q.Rejects()), nil) })
 	mux.HandleFunc("POST /repair", func(w http.ResponseWriter, _ *http.Request) {
 		err := q.Repair()
-		answer(w, c.state(), err)
+		answer(w, state(), err)
 	})
 	mux.HandleFunc("GET /export", func(w http.ResponseWriter, _ *http.Request) {
 		enc := json.NewEncoder(w)
-		if err := q.Each(func(r gateway.Reading) error { return enc.Encode(asLogReading(c.keep.clock, r)) }); err != nil {
+		if err := q.Each(func(r gateway.Reading) error { return enc.Encode(asLogReading(p.clock, r)) }); err != nil {
 			panic(http.ErrAbortHandler) // the client sees that it is not all
 		}
 	})
@@ -123,10 +145,6 @@ type damageRow struct {
 	Why      string `json:"why"`
 	Salvaged uint64 `json:"salvaged"`
 	Lost     uint64 `json:"lost"`
-}
-
-func (c *control) state() logState {
-	return stateOf(c.dir, c.keep.queue.Stats(), c.keep.refused.Load())
 }
 
 func stateOf(dir string, s buffer.Stats, refused uint64) logState {
@@ -196,9 +214,14 @@ var errNoDaemon = errors.New("no daemon answers")
 
 // ask asks the daemon that has the log in dir.
 func ask(ctx context.Context, dir, method, path string) (io.ReadCloser, error) {
+	return askAt(ctx, filepath.Join(dir, socketName), method, path)
+}
+
+// askAt asks the daemon that answers at a socket.
+func askAt(ctx context.Context, socket, method, path string) (io.ReadCloser, error) {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", filepath.Join(dir, socketName))
+		return d.DialContext(ctx, "unix", socket)
 	}}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://gateway"+path, nil)
 	if err != nil {
@@ -209,7 +232,7 @@ func ask(ctx context.Context, dir, method, path string) (io.ReadCloser, error) {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, errNoDaemon
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%s: this user may not look at the log: use sudo, or the daemon's user", dir)
+		return nil, fmt.Errorf("%s: this user may not ask there: use sudo, or the daemon's user", socket)
 	case err != nil:
 		return nil, err
 	}
@@ -223,6 +246,10 @@ func ask(ctx context.Context, dir, method, path string) (io.ReadCloser, error) {
 
 func askJSON(ctx context.Context, dir, method, path string, v any) error {
 	body, err := ask(ctx, dir, method, path)
+	return decodeAnswer(body, err, v)
+}
+
+func decodeAnswer(body io.ReadCloser, err error, v any) error {
 	if err != nil {
 		return err
 	}

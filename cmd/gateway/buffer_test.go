@@ -38,7 +38,7 @@ sensors:
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, file, c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 60))}, newLogger(&syncBuffer{}))
+		done <- run(ctx, file, c, nil, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 60))}, newLogger(&syncBuffer{}))
 	}()
 	ask := func(args ...string) string {
 		t.Helper()

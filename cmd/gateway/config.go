@@ -34,6 +34,8 @@ type config struct {
 	Live     liveConfig     `yaml:"live"`
 	Contexts contextsConfig `yaml:"contexts"`
 	Sensors  []sensorConfig `yaml:"-"`
+
+	source []byte // that it was read from
 }
 
 type gatewayConfig struct {
@@ -152,6 +154,7 @@ func readConfig(file string, src []byte) (*config, error) {
 		return nil, d.err()
 	}
 	c := defaultConfig()
+	c.source = src
 	var sensors struct {
 		List yaml.Node `yaml:"sensors"`
 	}

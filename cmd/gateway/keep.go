@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"campus-gateway"
 	"campus-gateway/buffer"
@@ -55,6 +56,19 @@ func (k *keeper) put(r gateway.Reading) {
 type committer struct{ *buffer.Log[gateway.Reading] }
 
 func (committer) String() string { return "log" }
+
+// slowDisk is how long a commit may take, at worst: a card that tidies up, or ends
+// its life.
+const slowDisk = 5 * time.Minute
+
+// Overdue is for how long the log should have looked at what waits; 0: all is well.
+func (c committer) Overdue() time.Duration {
+	looked := c.Stats().Looked
+	if looked.IsZero() {
+		return 0
+	}
+	return max(0, time.Since(looked)-slowDisk)
+}
 
 // openLog opens the log and says what is wrong with it. It fails only when
 // another gateway has it: without a disk it keeps readings in memory.

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	c, err := loadConfig(file)
 	if err == nil {
 		board := sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 60))
-		err = run(context.Background(), file, c, simulated{board}, newLogger(os.Stderr))
+		err = run(context.Background(), file, c, nil, simulated{board}, newLogger(os.Stderr))
 	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)

@@ -423,7 +423,7 @@ func TestDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	hup := make(chan os.Signal)
-	reloads := &reloader{file: file, current: c, hup: hup, next: make(chan *config), log: logger}
+	reloads := &reloader{file: file, current: c, hup: hup, next: make(chan *config), refused: p.refuse, log: logger}
 	watching := start(reloads)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -526,7 +526,7 @@ sensors:
 	var log syncBuffer
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, "x.yaml", c, &bus.Host{}, newLogger(&log)) }()
+	go func() { done <- run(ctx, "x.yaml", c, nil, &bus.Host{}, newLogger(&log)) }()
 	await(t, "readiness", func() bool {
 		r, err := http.Get("http://" + view + "/readyz")
 		if err != nil {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +18,6 @@ import (
 	"campus-gateway/drivers/bus"
 	"campus-gateway/drivers/sim"
 	"campus-gateway/live"
-	"campus-gateway/systemd"
 
 	"github.com/spf13/cobra"
 )
@@ -40,14 +41,17 @@ once and tried again for ever.`,
 			log := newLogger(cmd.ErrOrStderr())
 			host, closeHost := newHost(simulate, log)
 			defer closeHost()
-			c, err := loadConfig(file)
+			c, refused, err := loadRunnable(file)
 			if err != nil {
 				return statusError{err, exitConfig}
+			}
+			if refused != nil {
+				log.Error("the configuration is refused: the last one that worked runs instead", "why", refused)
 			}
 			if dry {
 				return dryRun(cmd.Context(), c, host, cmd.OutOrStdout(), log)
 			}
-			return run(cmd.Context(), file, c, host, log)
+			return run(cmd.Context(), file, c, refused, host, log)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "/etc/gateway/gateway.yaml", "the configuration `FILE`")
@@ -70,30 +74,100 @@ func newHost(simulate bool, log *slog.Logger) (drivers.Host, func()) {
 	return host, func() { _ = host.Close() }
 }
 
-// run is the daemon.
-func run(ctx context.Context, file string, c *config, host drivers.Host, log *slog.Logger) error {
+// run is the daemon. refused is why the file's own configuration does not run, if
+// it does not.
+func run(ctx context.Context, file string, c *config, refused error, host drivers.Host, log *slog.Logger) error {
 	p, closeLog, err := newParts(c, host, log)
 	if err != nil {
 		return err
 	}
 	defer closeLog()
+	p.file, p.manager = file, &manager{most: mostMemory, log: log}
+	p.refuse(refused)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	reloads := &reloader{file: file, current: c, hup: hup, next: make(chan *config), log: log}
+	reloads := &reloader{file: file, current: c, hup: hup, next: make(chan *config), refused: p.refuse, log: log}
 	watching := start(reloads)
 	defer watching.stop()
 	return serve(ctx, c, p, reloads.next, func(c *config) {
 		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "to", destinations(c), "version", version)
-		notify(log, systemd.Ready, fmt.Sprintf("STATUS=%d sensors", len(c.Sensors)))
-	}, func() { notify(log, systemd.Stopping) })
+		p.manager.ready(p)
+		if err := keepGood(c); err != nil {
+			log.Warn("the configuration is not kept: a faulty one at the next start would have no earlier one to fall back to", "why", err)
+		}
+	}, p.manager.stopping)
 }
 
-// notify tells systemd. That it cannot is worth a line, no more.
-func notify(log *slog.Logger, states ...string) {
-	if err := systemd.Notify(states...); err != nil {
-		log.Warn("systemd is not told", "why", err)
+// refuse says that the file's configuration does not run, and why; nil: it does.
+func (p *parts) refuse(why error) {
+	if why == nil {
+		p.refused.Store(nil)
+		return
 	}
+	text := why.Error()
+	p.refused.Store(&text)
+}
+
+// goodName is the copy of the last configuration that has begun to work, in the
+// service's state folder.
+const goodName = "last-good.yaml"
+
+// goodFile is where it is kept: only a service has it, which nobody watches start.
+func goodFile() string {
+	dir := os.Getenv("STATE_DIRECTORY")
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, goodName)
+}
+
+// keepGood keeps a configuration that works. It writes only what is new.
+func keepGood(c *config) error {
+	file := goodFile()
+	if file == "" {
+		return nil
+	}
+	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, c.source) {
+		return nil
+	}
+	return replaceFile(file, c.source)
+}
+
+// replaceFile writes a file as a whole, durably, readable by its owner alone, or
+// leaves the old one.
+func replaceFile(file string, text []byte) error {
+	f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(file+".new", file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(file+".new"))
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	_ = dir.Sync() // not every system can
+	return dir.Close()
+}
+
+// loadRunnable reads the configuration or, where it is faulty, the last one that
+// worked, and says why.
+func loadRunnable(file string) (c *config, refused, err error) {
+	c, err = loadConfig(file)
+	if err == nil || goodFile() == "" {
+		return c, nil, err
+	}
+	c, again := loadConfig(goodFile())
+	if again != nil {
+		return nil, nil, err
+	}
+	return c, err, nil
 }
 
 // newParts opens the log and makes what stays over reloads.
@@ -106,7 +180,7 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	board := &live.Board{}
 	p := &parts{
 		log: log, clock: clock, opener: &drivers.Opener{Host: host},
-		queue: q, board: board, keep: &keeper{board: board, queue: q, clock: clock, log: log},
+		began: time.Now(), queue: q, board: board, keep: &keeper{board: board, queue: q, clock: clock, log: log},
 		tuned: readTunings(c.Log.Dir),
 	}
 	return p, func() {
@@ -128,6 +202,7 @@ type reloader struct {
 	current *config
 	hup     <-chan os.Signal
 	next    chan *config
+	refused func(why error) // nil: what stands in the file runs
 	log     *slog.Logger
 }
 
@@ -179,8 +254,10 @@ func (r *reloader) reload(ctx context.Context) bool {
 	c, err := loadConfig(r.file)
 	if err != nil {
 		r.log.Error("new configuration refused: the old one goes on", "why", err)
+		r.refused(err)
 		return true
 	}
+	r.refused(nil)
 	if c.Log != r.current.Log {
 		r.log.Warn("the log's settings change at the next restart; the rest of the new configuration begins now")
 		c.Log = r.current.Log

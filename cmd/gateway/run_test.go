@@ -31,7 +31,8 @@ func TestReloadOnChange(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		var log syncBuffer
-		r := &reloader{file: file, current: c, hup: make(chan os.Signal), next: make(chan *config), log: newLogger(&log)}
+		var refused error
+		r := &reloader{file: file, current: c, hup: make(chan os.Signal), next: make(chan *config), refused: func(err error) { refused = err }, log: newLogger(&log)}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- r.Run(ctx) }()
@@ -47,7 +48,7 @@ func TestReloadOnChange(t *testing.T) {
 			t.Error("nothing has changed, and it is read again")
 		}
 		write(good + "gateway2: {}\n")
-		if c := next(time.Minute); c != nil || strings.Count(log.String(), "refused") != 1 {
+		if c := next(time.Minute); c != nil || strings.Count(log.String(), "refused") != 1 || refused == nil {
 			t.Errorf("a bad file: %v, %s", c, log.String())
 		}
 		if err := os.Remove(file); err != nil {
@@ -64,6 +65,9 @@ func TestReloadOnChange(t *testing.T) {
 			}
 		}
 		got := next(2 * lookEvery)
+		if refused != nil {
+			t.Errorf("still refused: %v", refused)
+		}
 		if got == nil || got.Log != c.Log || strings.Count(log.String(), "at the next restart") != 1 {
 			t.Errorf("%+v, %s", got, log.String())
 		}

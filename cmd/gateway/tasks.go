@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"campus-gateway"
 	"campus-gateway/buffer"
@@ -51,6 +54,7 @@ func (g *group) stop() {
 // plan is what a configuration becomes before anything of it runs. A stage is
 // stopped, and waited for, before the one it feeds.
 type plan struct {
+	gateway string // id
 	sensing []task // the sensors, and who shows them
 	uplinks []task // the forwarders, and the clock they date by
 	view    *live.Server
@@ -59,6 +63,8 @@ type plan struct {
 
 	close func() // lets go of what the tasks have used
 }
+
+func (p *plan) tasks() []task { return slices.Concat(p.sensing, p.uplinks) }
 
 // parts are what stays while configurations come and go.
 type parts struct {
@@ -70,13 +76,19 @@ type parts struct {
 	keep   *keeper
 	tuned  *tunings
 
+	began   time.Time
+	file    string                 // of the configuration
+	refused atomic.Pointer[string] // why what stands there now does not run; nil: it does
+	plan    atomic.Pointer[plan]   // that runs; nil: none
+	manager *manager               // nil: nobody is told how it goes
+
 	trust   bool      // the machine's clock, as it is
 	printTo io.Writer // where a dry run shows what it does not send; else nil
 }
 
 // buildTasks turns a configuration into tasks. It opens nothing.
 func buildTasks(c *config, p *parts) (*plan, error) {
-	plan := &plan{}
+	plan := &plan{gateway: c.Gateway.ID}
 	var brokers []broker
 	var names []string
 	plan.close = func() {
@@ -164,8 +176,10 @@ func newMapper(c *config) *ngsi.Mapper {
 // the next one. ready is called whenever a configuration has begun, stopping
 // once at the end.
 func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready func(*config), stopping func()) error {
-	committing := start(committer{p.queue}, &control{keep: p.keep, dir: c.Log.Dir, log: p.log})
+	committing := start(append(p.sockets(c.Log.Dir), committer{p.queue})...)
 	defer committing.stop()
+	around := time.NewTicker(p.manager.period())
+	defer around.Stop()
 	for c != nil {
 		plan, err := buildTasks(c, p)
 		if err != nil {
@@ -176,15 +190,24 @@ func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready 
 		if plan.view != nil {
 			plan.view.SetReady(true)
 		}
+		p.plan.Store(plan)
 		ready(c)
 		c = nil
-		select {
-		case <-ctx.Done():
-		case c = <-next:
-		case err = <-sensing.failed:
-		case err = <-uplinks.failed:
-		case err = <-committing.failed:
+		for waiting := true; waiting; {
+			waiting = false
+			select {
+			case <-around.C:
+				hang()
+				err = p.manager.beat(p)
+				waiting = err == nil
+			case <-ctx.Done():
+			case c = <-next:
+			case err = <-sensing.failed:
+			case err = <-uplinks.failed:
+			case err = <-committing.failed:
+			}
 		}
+		p.plan.Store(nil)
 		if plan.view != nil {
 			plan.view.SetReady(false)
 		}

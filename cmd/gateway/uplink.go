@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -397,8 +396,5 @@ func (t *tunings) write() error {
 	if old, err := os.ReadFile(t.file); err == nil && string(old) == string(text) || len(t.known) == 0 {
 		return nil
 	}
-	if err := os.WriteFile(t.file+".new", text, 0o600); err != nil {
-		return errors.Join(err, os.Remove(t.file+".new"))
-	}
-	return os.Rename(t.file+".new", t.file)
+	return replaceFile(t.file, text)
 }

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"campus-gateway"
+	"campus-gateway/drivers/sim"
+	"campus-gateway/live"
+)
+
+// listenNotify is a service manager that listens: next is what it is told next.
+func listenNotify(t *testing.T) (next func() []string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return func() []string {
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		b := make([]byte, 4096)
+		n, err := c.Read(b)
+		if err != nil {
+			t.Fatalf("the service manager is not told: %v", err)
+		}
+		return strings.Split(string(b[:n]), "\n")
+	}
+}
+
+// The service manager is told that the daemon is ready, how it is, that it lives,
+// and that it stops; everybody may ask how it is, and nothing else.
+func TestStatus(t *testing.T) {
+	next := listenNotify(t)
+	runtime, logs := t.TempDir(), filepath.Join(t.TempDir(), "log")
+	t.Setenv("RUNTIME_DIRECTORY", runtime)
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, `gateway: {id: gw-1}
+broker: {url: "http://%s"}
+log: {dir: %q}
+live: {http: {listen: off}}
+sensors:
+  - {name: room, driver: bme280, interval: 100ms}
+  - {name: lost, driver: bme280, address: 0x77, interval: 100ms}
+`, freeAddress(t), logs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, "/etc/gateway/x.yaml", c, errors.New("x.yaml:3: no"), simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&syncBuffer{}))
+	}()
+	if told := next(); told[0] != "READY=1" || !strings.HasPrefix(told[1], "STATUS=2 sensors") {
+		t.Errorf("at first: %q", told)
+	}
+	told := next()
+	if !slices.Contains(told, "WATCHDOG=1") || !strings.HasPrefix(told[0], "STATUS=2 sensors, 1 gone, ") || !strings.Contains(told[0], "broker down ") {
+		t.Errorf("then: %q", told)
+	}
+
+	var s status
+	body, err := askAt(t.Context(), filepath.Join(runtime, publicSocket), http.MethodGet, "/status")
+	if err := decodeAnswer(body, err, &s); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Ready || s.Gateway != "gw-1" || s.Version != version || len(s.Sensors) != 2 || s.Sensors[0].State != gateway.OK || s.Sensors[1].State != gateway.Gone ||
+		s.Sensors[1].Why == "" || s.Waiting == 0 || len(s.Uplinks) != 1 || s.Uplinks[0].Down.IsZero() || !s.Simulated || s.Refused == "" || len(s.Hung) > 0 {
+		t.Errorf("%+v", s)
+	}
+	if i, err := os.Stat(filepath.Join(runtime, publicSocket)); err != nil || i.Mode().Perm() != 0o666 {
+		t.Errorf("%v %v", i, err)
+	}
+	for _, path := range []string{"/stat", "/export", "/rejects", "/verify", "/"} {
+		if body, err := askAt(t.Context(), filepath.Join(runtime, publicSocket), http.MethodGet, path); err == nil {
+			body.Close()
+			t.Errorf("everybody may ask for %s", path)
+		}
+	}
+	if body, err := askAt(t.Context(), filepath.Join(runtime, publicSocket), http.MethodPost, "/repair"); err == nil {
+		body.Close()
+		t.Error("everybody may repair")
+	}
+
+	code, out, stderr := command(t, "status", "--dir", logs)
+	for _, want := range []string{"gateway gw-1 runs for ", "sensor room    ok", "sensor lost    gone for ", "uplink broker  ngsi-v2 http://", "down for ", "is refused, an earlier one runs"} {
+		if code != 0 || !strings.Contains(out, want) {
+			t.Errorf("no %q in (%d) %s%s", want, code, out, stderr)
+		}
+	}
+	code, out, _ = command(t, "status", "--json", "--dir", logs)
+	if err := json.Unmarshal([]byte(out), &s); code != 0 || err != nil {
+		t.Errorf("%d, %v: %s", code, err, out)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for told := next(); told[0] != "STOPPING=1"; told = next() {
+	}
+	if code, _, stderr := command(t, "status", "--dir", logs); code != exitNotRunning || !strings.Contains(stderr, "sudo gateway start") {
+		t.Errorf("%d %s", code, stderr)
+	}
+}
+
+// stuck is a task that does not turn.
+type stuck struct{}
+
+func (stuck) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (stuck) String() string                { return "stuck" }
+func (stuck) Overdue() time.Duration        { return time.Second }
+
+// The watchdog is content only while every task turns, and a gateway with a leak
+// ends itself.
+func TestBeat(t *testing.T) {
+	next := listenNotify(t)
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1}\nlog: {dir: %q}\nlive: {http: {listen: off}}\n", t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	p, closeLog, err := newParts(c, simulated{}, newLogger(&log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeLog()
+	m := &manager{most: 1 << 40, log: newLogger(&log)}
+	for i, x := range []struct {
+		sensing []task
+		alive   bool
+	}{{nil, true}, {[]task{stuck{}}, false}, {[]task{stuck{}}, false}, {nil, true}} {
+		p.plan.Store(&plan{sensing: x.sensing})
+		if err := m.beat(p); err != nil {
+			t.Fatal(err)
+		}
+		if told := next(); slices.Contains(told, "WATCHDOG=1") != x.alive || strings.Contains(told[0], "hung: stuck") == x.alive {
+			t.Errorf("%d: %q", i, told)
+		}
+	}
+	if got := log.String(); strings.Count(got, "does not turn any more") != 1 || strings.Count(got, "all tasks turn again") != 1 {
+		t.Errorf("not told once each:\n%s", got)
+	}
+	m.most = 1 << 20
+	if err := m.beat(p); err == nil || !strings.Contains(err.Error(), "to be started anew") {
+		t.Errorf("a leak: %v", err)
+	}
+	next()
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := m.beat(p); err != nil {
+		t.Errorf("nobody would start it anew: %v", err)
+	}
+}
+
+// A leak ends the daemon as a failing task does: orderly, with what waits on disk.
+func TestLeakEndsTheDaemon(t *testing.T) {
+	listenNotify(t)
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1}\nlog: {dir: %q}\nlive: {http: {listen: off}}\nsensors:\n  - {name: room, driver: bme280, interval: 100ms}\n", t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, closeLog, err := newParts(c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&syncBuffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.manager = &manager{every: 500 * time.Millisecond, most: 1 << 20, log: p.log}
+	stopped := false
+	err = serve(t.Context(), c, p, nil, func(*config) {}, func() { stopped = true })
+	if err == nil || !strings.Contains(err.Error(), "MiB of memory are used") || !stopped {
+		t.Errorf("%v, told that it stops: %v", err, stopped)
+	}
+	depth := p.queue.Stats().Depth
+	closeLog()
+	if s, err := statLog(t.Context(), c.Log.Dir); err != nil || depth == 0 || s.Waiting != depth {
+		t.Errorf("%d waited, on disk %d, %v", depth, s.Waiting, err)
+	}
+}
+
+func TestStatusLine(t *testing.T) {
+	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	for _, x := range []struct {
+		s    status
+		want string
+	}{
+		{status{Ready: true, Durable: "durable"}, "no sensor configured, 0 waiting, no broker configured"},
+		{status{Ready: true, Durable: "durable", Sensors: make([]sensorStatus, 3), Waiting: 120, Uplinks: uplinks(now.Add(-4*time.Minute - 10*time.Second))}, "3 sensors, 120 waiting, broker down 4 min"},
+		{status{Ready: true, Durable: "not durable, on tmpfs", Undated: true, Sensors: []sensorStatus{{State: gateway.Gone}}, Uplinks: uplinks(time.Time{})}, "1 sensor, 1 gone, 0 waiting, waiting for the time, not durable"},
+		{status{Durable: "durable", Refused: "x", Simulated: true, Hung: []string{"a", "b"}}, "no sensor configured, 0 waiting, the configuration is faulty: an earlier one runs, chips simulated, hung: a, b"},
+	} {
+		if got := x.s.line(now); got != x.want {
+			t.Errorf("%q, want %q", got, x.want)
+		}
+	}
+	for d, want := range map[time.Duration]string{-time.Hour: "0 s", 59 * time.Second: "59 s", 61 * time.Minute: "1 h 1 min", 49 * time.Hour: "2 days"} {
+		if got := since(now, now.Add(-d)); got != want {
+			t.Errorf("%v: %q", d, got)
+		}
+	}
+}
+
+// A configuration that has become faulty is passed over for the last one that
+// worked, if there is a service's folder with one.
+func TestLastGood(t *testing.T) {
+	state := t.TempDir()
+	file := filepath.Join(t.TempDir(), "gateway.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	faulty := good + "sensors: 5\n"
+	write(faulty)
+	if _, _, err := loadRunnable(file); err == nil {
+		t.Error("a faulty one runs")
+	}
+	t.Setenv("STATE_DIRECTORY", state)
+	if _, _, err := loadRunnable(file); err == nil || !strings.Contains(err.Error(), "sensors: want a list") {
+		t.Errorf("with no earlier one: %v", err)
+	}
+	write(good)
+	c, refused, err := loadRunnable(file)
+	if err != nil || refused != nil {
+		t.Fatal(err, refused)
+	}
+	if err := keepGood(c); err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(state, goodName)
+	was, err := os.Stat(kept)
+	if err != nil || was.Mode().Perm() != 0o600 {
+		t.Fatal(was, err)
+	}
+	if err := keepGood(c); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := os.Stat(kept); err != nil || !os.SameFile(was, is) {
+		t.Error("what is kept already is written again")
+	}
+	write(faulty)
+	c, refused, err = loadRunnable(file)
+	if err != nil || c.Gateway.ID != "gw-1" || refused == nil || !strings.Contains(refused.Error(), "gateway.yaml:3") {
+		t.Errorf("%+v, %v, %v", c, refused, err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if c, refused, err = loadRunnable(file); err != nil || c == nil || refused == nil || !strings.Contains(refused.Error(), "there is no such file") {
+		t.Errorf("%+v, %v, %v", c, refused, err)
+	}
+	if err := os.WriteFile(kept, []byte(faulty), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err = loadRunnable(file); err == nil || !strings.Contains(err.Error(), "there is no such file") {
+		t.Errorf("%v", err)
+	}
+}
+
+// What the service manager hands over is read in the place of root's file.
+func TestHandedSecrets(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	text := []byte("gateway: {id: gw-1}\nbroker: {url: \"http://localhost:1026\", auth: {token_file: /etc/gateway/secrets/token}}\n")
+	if _, err := readConfig("x.yaml", text); err == nil || !strings.Contains(err.Error(), "/etc/gateway/secrets/token was not there when the service began") || !strings.Contains(err.Error(), "sudo systemctl restart gateway") {
+		t.Errorf("%v", err)
+	}
+	handed := filepath.Join(dir, "secrets_token")
+	if err := os.WriteFile(handed, []byte("canary\n"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig("x.yaml", text)
+	if err != nil || c.Uplinks[0].Auth.TokenFile != handed {
+		t.Errorf("%v, %+v", err, c)
+	}
+	elsewhere := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(elsewhere, []byte("other"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	c, err = readConfig("x.yaml", []byte(strings.Replace(string(text), "/etc/gateway/secrets/token", elsewhere, 1)))
+	if err != nil || c.Uplinks[0].Auth.TokenFile != elsewhere {
+		t.Errorf("%v, %+v", err, c)
+	}
+}
+
+func uplinks(down time.Time) []live.Uplink { return []live.Uplink{{Name: "broker", Down: down}} }
