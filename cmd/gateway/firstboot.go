@@ -30,8 +30,9 @@ interfaces() {
 
 package() {
 @DEB@
-	# Nothing is asked, the configuration that is there is kept, and what is only
-	# recommended stays out: there may be no network to have it from.
+	# A first try may have been cut short. Nothing is asked, the configuration that is
+	# there is kept, and what is only recommended stays out: there may be no network.
+	run env DEBIAN_FRONTEND=noninteractive dpkg --force-confold --configure -a
 	run env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 		-o Dpkg::Options::=--force-confold "$deb"
 	run chown root:gateway /etc/gateway /etc/gateway/gateway.yaml
