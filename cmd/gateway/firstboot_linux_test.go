@@ -37,7 +37,7 @@ export calls=/run/calls
 // whole tells what the first boot has come to.
 const whole = `
 echo "== calls"; cat "$calls"
-echo "== modes"; stat -c '%n %a %U:%G' /etc/gateway /etc/gateway/* /etc/gateway/secrets/* 2>/dev/null || true
+echo "== modes"; stat -c '%n %a %U:%G' /etc/gateway /etc/gateway/* /etc/gateway/secrets/* "/home/$2/.ssh" "/home/$2/.ssh/"* 2>/dev/null || true
 echo "== yaml"; cat /etc/gateway/gateway.yaml
 echo "== token"; cat /etc/gateway/secrets/token 2>/dev/null || true
 echo "== package"; dpkg-query -W -f '${db:Status-Status} ${Version}\n' gateway || true
@@ -171,7 +171,8 @@ func holds(t *testing.T, told map[string]string, part string, words ...string) {
 func endState(t *testing.T, told map[string]string, id string) {
 	t.Helper()
 	holds(t, told, "calls", "raspi-config nonint do_i2c 0\n", "raspi-config nonint do_onewire 0\n", "systemctl enable ssh\n")
-	holds(t, told, "modes", "/etc/gateway 750 root:gateway\n", "/etc/gateway/gateway.yaml 640 root:gateway\n", "/etc/gateway/secrets 700 root:root\n", "/etc/gateway/secrets/token 600 root:root\n")
+	holds(t, told, "modes", "/etc/gateway 750 root:gateway\n", "/etc/gateway/gateway.yaml 640 root:gateway\n", "/etc/gateway/secrets 700 root:root\n", "/etc/gateway/secrets/token 600 root:root\n",
+		"/home/pi/.ssh 700 pi:pi\n", "/home/pi/.ssh/authorized_keys 600 pi:pi\n")
 	if got := configOf(t, told["yaml"]); got.Gateway.ID != id || got.Broker.URL != "http://orion.campus.example:1026" {
 		t.Errorf("%+v", got)
 	}

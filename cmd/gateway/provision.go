@@ -221,7 +221,7 @@ func (p provisioning) configuration() (string, error) {
 		lon, lat, _ := strings.Cut(p.Location, ",")
 		x, err1 := strconv.ParseFloat(strings.TrimSpace(lon), 64)
 		y, err2 := strconv.ParseFloat(strings.TrimSpace(lat), 64)
-		if err1 != nil || err2 != nil || x != x || y != y {
+		if err1 != nil || err2 != nil {
 			return "", usage(fmt.Errorf("--location %q: want longitude,latitude in degrees, such as -7.62,33.00", p.Location))
 		}
 		fmt.Fprintf(&b, "  location: {longitude: %s, latitude: %s}\n", strconv.FormatFloat(x, 'f', -1, 64), strconv.FormatFloat(y, 'f', -1, 64))
