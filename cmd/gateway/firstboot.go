@@ -85,6 +85,7 @@ func (p provisioning) userData(conf string, keys []string, token string) string 
 	b.WriteString("# The network is not its business: network-config, which Raspberry Pi Imager writes.\n")
 	fmt.Fprintf(&b, "hostname: %s\nmanage_etc_hosts: true\ntimezone: %s\n", yamlString(p.ID), yamlString(p.Timezone))
 	script := "#!/bin/sh\n# The gateway's first boot; safe to run again.\n" + p.steps() + "\nmain() {\n\tinterfaces\n\tpackage\n"
+	wizard := "stop" // it comes again with the next boot, and is the only way to have a user
 	if len(keys) > 0 {
 		fmt.Fprintf(&b, `ssh_pwauth: false
 users:
@@ -98,7 +99,9 @@ users:
 		for _, k := range keys {
 			fmt.Fprintf(&b, "      - %s\n", yamlString(k))
 		}
-		script += "\trun systemctl enable ssh\n"
+		wizard = "disable --now"
+		script += "\trun systemctl enable ssh\n" +
+			"\t# The console has its login instead of the wizard.\n\tif command -v cancel-rename >/dev/null; then run cancel-rename \"$(id -nu 1000)\"; fi\n"
 	}
 	script += "}\n\nmain >>\"$log\" 2>&1\nexit \"$failed\"\n"
 	fmt.Fprintf(&b, "write_files:\n  - path: /etc/gateway/gateway.yaml\n    permissions: \"0640\"\n    content: |\n%s", indented(conf, "      "))
@@ -111,12 +114,16 @@ users:
 `, tokenPath, yamlString(token+"\n"))
 	}
 	fmt.Fprintf(&b, "  - path: /usr/local/sbin/gateway-first-boot\n    permissions: \"0755\"\n    content: |\n%s", indented(script, "      "))
-	b.WriteString(`runcmd:
+	// runcmd waits for multi-user.target, that for the wizard, and that for somebody at
+	// the console. Not to wait for systemctl here: systemd waits for this command.
+	fmt.Fprintf(&b, `bootcmd:   # the wizard that asks for a first user would hold up what follows
+  - [cloud-init-per, once, gateway-wizard, sh, -c, systemctl %s --no-block userconfig.service || true]
+runcmd:
   - [/usr/local/sbin/gateway-first-boot]
 power_state:   # for 1-Wire
   mode: reboot
   message: the gateway is set up
-`)
+`, wizard)
 	return b.String()
 }
 

@@ -48,12 +48,13 @@ echo "== log"; cat /boot/firmware/gateway-first-boot.log
 
 // asOnPi is cloud-init's configuration on Raspberry Pi OS, as far as it is used here:
 // none of the modules that touch disks.
-const asOnPi = `cat >/etc/cloud/cloud.cfg <<'CFG'
+const asOnPi = `sed -i /:x:1000:/d /etc/passwd /etc/group
+cat >/etc/cloud/cloud.cfg <<'CFG'
 datasource_list: [NoCloud, None]
 datasource: {NoCloud: {seedfrom: /boot/firmware/}}
 network: {config: disabled}
 users: [default]
-cloud_init_modules: [write-files, set_hostname, update_hostname, update_etc_hosts, users-groups]
+cloud_init_modules: [bootcmd, write-files, set_hostname, update_hostname, update_etc_hosts, users-groups]
 cloud_config_modules: [set-passwords, timezone, runcmd]
 cloud_final_modules: [package-update-upgrade-install, write-files-deferred, scripts-user, final-message, power-state-change]
 system_info: {distro: debian, default_user: {name: pi, lock_passwd: true}, paths: {cloud_dir: /var/lib/cloud/, templates_dir: /etc/cloud/templates/}, ssh_svcname: ssh}
@@ -93,7 +94,7 @@ func firstBootOf(t *testing.T, user string, boot map[string]string, script strin
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"raspi-config", "systemctl", "shutdown", "userconf", "sync"} {
+	for _, name := range []string{"raspi-config", "systemctl", "shutdown", "userconf", "cancel-rename", "sync"} {
 		write("stubs/"+name, fmt.Sprintf("#!/bin/sh\necho %s \"$@\" >>\"$calls\"\n", name), 0o755)
 	}
 	for name, content := range boot {
@@ -201,7 +202,7 @@ func TestFirstBootCloudInit(t *testing.T) {
 	told := firstBootOf(t, "pi", map[string]string{"user-data": out, "meta-data": "instance_id: gw-a101\n"}, asOnPi)
 	endState(t, told, "gw-a101")
 	holds(t, told, "host", "gw-a101\nAfrica/Casablanca\n", "127.0.1.1 gw-a101", "sudo", "i2c", "pi ALL=(ALL) NOPASSWD:ALL")
-	holds(t, told, "calls", "shutdown -r now the gateway is set up\n")
+	holds(t, told, "calls", "systemctl disable --now --no-block userconfig.service\n", "cancel-rename pi\n", "shutdown -r now the gateway is set up\n")
 	if strings.Contains(told["cloud-init"], "WARNING") || strings.Contains(told["cloud-init"], "ERROR") || strings.Contains(told["cloud-init"], "Traceback") {
 		t.Error(told["cloud-init"])
 	}

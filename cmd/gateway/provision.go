@@ -281,7 +281,7 @@ func (p provisioning) next(keys []string, token string) (lines []string) {
 		say("Warning: the token is in this file as it is: whoever holds the card, or the file, can read it. Afterwards remove both copies.")
 	}
 	if len(keys) == 0 {
-		say("Warning: without --ssh-key nobody can log in to the Pi.")
+		say("Warning: without --ssh-key nobody can log in to the Pi, until somebody makes a user at its console.")
 	}
 	say("Next:")
 	say("  1. copy it to the card's boot partition, as %s (in the place of the one that is there)", name)

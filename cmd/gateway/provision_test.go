@@ -63,6 +63,7 @@ type cloudConfig struct {
 		Keys                      []string `yaml:"ssh_authorized_keys"`
 	}
 	Files []struct{ Path, Permissions, Content string } `yaml:"write_files"`
+	Early [][]string                                    `yaml:"bootcmd"`
 	Run   [][]string                                    `yaml:"runcmd"`
 	Power struct{ Mode, Message string }                `yaml:"power_state"`
 }
@@ -101,7 +102,7 @@ func provisioned(t testing.TB, args []string) (stdout, stderr string) {
 func TestProvisionUserData(t *testing.T) {
 	out, _ := provisioned(t, provisionings(t)["all"])
 	c := readCloudConfig(t, out)
-	if c.Hostname != "GW-1" || c.Timezone != "Etc/UTC" || !c.Hosts || c.SSH == nil || *c.SSH || c.Power.Mode != "reboot" || len(c.Run) != 1 {
+	if c.Hostname != "GW-1" || c.Timezone != "Etc/UTC" || !c.Hosts || c.SSH == nil || *c.SSH || c.Power.Mode != "reboot" || len(c.Early) != 1 || len(c.Run) != 1 {
 		t.Errorf("%+v", c)
 	}
 	if len(c.Users) != 1 || c.Users[0].Name != "maker-1" || !c.Users[0].Locked || len(c.Users[0].Keys) != 2 || c.Users[0].Keys[0] != exampleKey ||
