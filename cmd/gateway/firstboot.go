@@ -103,7 +103,7 @@ users:
 		script += "\trun systemctl enable ssh\n" +
 			"\t# The console has its login instead of the wizard.\n\tif command -v cancel-rename >/dev/null; then run cancel-rename \"$(id -nu 1000)\"; fi\n"
 	}
-	script += "}\n\nmain >>\"$log\" 2>&1\nexit \"$failed\"\n"
+	script += "\tif [ \"$failed\" = 0 ]; then echo 'All is done.'; else echo 'After the cause is mended: sudo gateway-first-boot'; fi\n}\n\nmain >>\"$log\" 2>&1\ntail -n 4 \"$log\"\nexit \"$failed\"\n"
 	fmt.Fprintf(&b, "write_files:\n  - path: /etc/gateway/gateway.yaml\n    permissions: \"0640\"\n    content: |\n%s", indented(conf, "      "))
 	if token != "" {
 		fmt.Fprintf(&b, `  # The broker's token. Whoever holds this card can read it: remove these lines
@@ -131,6 +131,10 @@ power_state:   # for 1-Wire
 // network, and must end well: otherwise the Pi would stay where it is.
 func (p provisioning) firstRun(conf string, keys []string, token string) string {
 	var b strings.Builder
+	if token != "" {
+		token = "\tinstall -d -m 0700 /etc/gateway/secrets &&\n" +
+			"\t\t(umask 0077 && printf '%s\\n' " + shString(token) + " >" + tokenPath + ") # whoever holds this card can read it\n"
+	}
 	fmt.Fprintf(&b, `#!/bin/sh
 # Made by `+"`gateway provision`"+` for Raspberry Pi OS 12 (Bookworm): the file firstrun.sh on
 # the card's boot partition. It is run once if the one line of cmdline.txt ends in
@@ -139,10 +143,10 @@ func (p provisioning) firstRun(conf string, keys []string, token string) string 
 # gateway_..._armhf.deb. What it did: gateway-first-boot.log there.
 %s
 configuration() {
-	install -d -m 0755 /etc/gateway
-	(umask 0027 && cat >/etc/gateway/gateway.yaml) <<'GATEWAY_YAML'
+	install -d -m 0755 /etc/gateway &&
+		(umask 0027 && cat >/etc/gateway/gateway.yaml) <<'GATEWAY_YAML' || return 1
 %sGATEWAY_YAML
-}
+%s}
 
 main() {
 	configuration || failed=1
@@ -150,12 +154,7 @@ main() {
 	package
 	run raspi-config nonint do_hostname %s
 	run raspi-config nonint do_change_timezone %s
-`, firstRunHook, p.steps(), conf, shString(p.ID), shString(p.Timezone))
-	if token != "" {
-		fmt.Fprintf(&b, `	# The broker's token. Whoever holds this card can read it.
-	(umask 0077 && printf '%%s\n' %s >%s)
-`, shString(token), tokenPath)
-	}
+`, firstRunHook, p.steps(), conf, token, shString(p.ID), shString(p.Timezone))
 	if len(keys) > 0 {
 		fmt.Fprintf(&b, `	# The first user (1000) gets this name, and no password; the setup wizard is off.
 	run /usr/lib/userconf-pi/userconf %s '!'
@@ -172,13 +171,18 @@ main() {
 	run systemctl enable ssh
 `)
 	}
-	b.WriteString(`	[ "$failed" = 0 ] && echo 'all is done'
-	sed -i 's/ systemd\.run[^ ]*//g; s/ systemd\.unit=kernel-command-line\.target//' "$boot/cmdline.txt"
-	rm -f "$boot/firstrun.sh"
+	b.WriteString(`	sed -i 's/ systemd\.run[^ ]*//g; s/ systemd\.unit=kernel-command-line\.target//' "$boot/cmdline.txt"
+	if [ "$failed" = 0 ]; then
+		rm -f "$boot/firstrun.sh"
+		echo 'All is done.'
+	else
+		echo "After the cause is mended: sudo sh $boot/firstrun.sh"
+	fi
 	sync
 }
 
 main >>"$log" 2>&1
+tail -n 4 "$log"
 exit 0
 `)
 	return b.String()

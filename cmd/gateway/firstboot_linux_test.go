@@ -218,7 +218,7 @@ func TestFirstBootBookworm(t *testing.T) {
 		endState(t, told, "gw-a101")
 		holds(t, told, "calls", "raspi-config nonint do_hostname gw-a101\n", "raspi-config nonint do_change_timezone Africa/Casablanca\n", "userconf pi !\n")
 		holds(t, told, "boot", "console=tty1 root=PARTUUID=1 rootwait quiet\n")
-		holds(t, told, "log", "all is done")
+		holds(t, told, "log", "All is done.")
 		if strings.Contains(told["boot"], "firstrun.sh\n") {
 			t.Error("firstrun.sh, with the token in it, is still on the card")
 		}
@@ -232,7 +232,9 @@ func TestFirstBootBookworm(t *testing.T) {
 	})
 	t.Run("no package", func(t *testing.T) {
 		told := firstBootOf(t, "pi", map[string]string{"firstrun.sh": out}, run+"rm /boot/firmware/*.deb\n"+once)
-		holds(t, told, "log", "this failed: there is no gateway_")
+		holds(t, told, "log", "this failed: there is no gateway_", "After the cause is mended: sudo sh /boot/firmware/firstrun.sh")
+		holds(t, told, "boot", "firstrun.sh\n")
+		holds(t, told, "token", "it's$(a)\n")
 		holds(t, told, "boot", "console=tty1 root=PARTUUID=1 rootwait quiet\n") // the next boot is an ordinary one
 		holds(t, told, "keys", exampleKey)
 		if _, failed := told["status"]; failed {
@@ -255,9 +257,9 @@ func TestFirstBootByURL(t *testing.T) {
 	server := httptest.NewServer(http.FileServer(http.Dir(filepath.Dir(deb))))
 	defer server.Close()
 	sum := fmt.Sprintf("%x", sha256.Sum256(content))
-	for _, c := range []struct{ name, sum, installed, log string }{
-		{"right", strings.ToUpper(sum), "installed 1.2.3\n", "+ env"},
-		{"another", strings.Repeat("0", 64), "", "this failed: the package cannot be had from " + server.URL},
+	for _, c := range []struct{ name, sum, installed, log, end string }{
+		{"right", strings.ToUpper(sum), "installed 1.2.3\n", "+ env", "All is done."},
+		{"another", strings.Repeat("0", 64), "", "this failed: the package cannot be had from " + server.URL, "sudo gateway-first-boot"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out, _ := provisioned(t, append(provisionExample(t), "--deb", server.URL+"/"+filepath.Base(deb), "--sha256", c.sum))
@@ -267,7 +269,7 @@ func TestFirstBootByURL(t *testing.T) {
 			if got := strings.TrimLeft(told["package"], "\n"); !strings.HasPrefix(got, c.installed) || c.installed == "" && strings.Contains(got, "installed") && !strings.Contains(got, "not-installed") {
 				t.Errorf("package: %q", got)
 			}
-			holds(t, told, "log", c.log)
+			holds(t, told, "log", c.log, c.end)
 			if _, failed := told["status"]; failed != (c.installed == "") {
 				t.Errorf("failed: %v\n%s", failed, told["log"])
 			}
