@@ -1,12 +1,20 @@
 # The campus gateway. Everything here sets up what it needs by itself: Go
 # fetches the pinned modules and tools; hil/ installs QEMU on Debian.
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# The version is Debian's, too: a tag vX.Y.Z gives X.Y.Z (v1.0.0-rc1: 1.0.0~rc1), any
+# other commit 0.0.0+git<its time>.<its hash>.
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
-GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+DIRTY   := $(if $(shell git status --porcelain --untracked-files=no 2>/dev/null),.dirty)
+TAG     := $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/~/; y/-_/../')
+VERSION := $(or $(TAG)$(if $(TAG),$(DIRTY:.%=+%)),0.0.0+git$(shell TZ=UTC git log -1 --format=%cd.%h --abbrev=12 --date=format-local:%Y%m%d%H%M%S 2>/dev/null)$(DIRTY))
+SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
+# The same bytes in any folder, with git or without: the commit is told by the linker.
+GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 ELSEWHERE := windows-amd64 darwin-arm64
 
-.PHONY: build test race lint cross elsewhere demo hil bench torture planted package clean $(TARGETS) $(ELSEWHERE)
+SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm)
+
+.PHONY: build test race lint cross elsewhere demo hil bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -29,7 +37,7 @@ lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted .ci/bench hil/*.sh; else echo 'SKIPPED: shellcheck is not installed'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/bars .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh deploy/raspi/install.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
 linux-armv7: export GOARM = 7
@@ -62,10 +70,14 @@ bench: ## speed and wear, next to alternatives in the same run; fails where a ba
 	.ci/bench
 	cd buffer/bench && go run .
 
-package: cross ## tarballs and checksums
-	cd build && for t in $(TARGETS); do \
-	  tar --sort=name --owner=0 --group=0 --mtime=@0 --transform 's,^gateway-.*,gateway,' -cf - gateway-$$t | gzip -n > gateway-$(VERSION)-$$t.tar.gz; done
-	cd build && sha256sum gateway-$(VERSION)-*.tar.gz | tee SHA256SUMS
+package: cross ## .debs, tarballs, bill of materials and checksums; VERSION=1.2.3 names the version
+	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' deploy/raspi/package
+
+version: ## as the .debs and programs say it
+	@echo '$(VERSION)'
+
+reproducible: ## packages the last commit twice, in two folders, and compares every byte
+	.ci/reproducible
 
 clean:
 	rm -rf build
