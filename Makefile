@@ -10,10 +10,11 @@ SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
 # The same bytes in any folder, with git or without: the commit is told by the linker.
 GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
+ELSEWHERE := windows-amd64 darwin-arm64
 
 SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm)
 
-.PHONY: build test race lint cross demo hil bench torture planted package reproducible clean $(TARGETS)
+.PHONY: build test race lint cross elsewhere demo hil bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -36,19 +37,27 @@ lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
 	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
 	go tool staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/bars .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh deploy/raspi/install.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
 linux-armv7: export GOARM = 7
 linux-armv6 linux-armv7: export GOARCH = arm
 linux-arm64: export GOARCH = arm64
-linux-amd64: export GOARCH = amd64
+linux-amd64 windows-amd64: export GOARCH = amd64
+darwin-arm64: export GOARCH = arm64
 $(TARGETS): export GOOS = linux
-$(TARGETS):
-	$(GOBUILD) -o build/gateway-$@ ./cmd/gateway
+windows-amd64: export GOOS = windows
+windows-amd64: EXE = .exe
+darwin-arm64: export GOOS = darwin
+$(TARGETS) $(ELSEWHERE):
+	$(GOBUILD) -o build/gateway-$@$(EXE) ./cmd/gateway
 
 cross: $(TARGETS) ## static binaries for every Raspberry Pi, and amd64
 	@ls -l build/gateway-linux-*
+
+elsewhere: $(ELSEWHERE) ## for a student's laptop (gateway demo): built and vetted, tests too
+	GOOS=windows CGO_ENABLED=0 go vet ./...
+	GOOS=darwin CGO_ENABLED=0 go vet ./...
 
 demo: build ## the whole job with simulated chips and a broker of its own
 	build/gateway demo
@@ -63,6 +72,9 @@ bench: ## speed and wear, next to alternatives in the same run; fails where a ba
 
 package: cross ## .debs, tarballs, bill of materials and checksums; VERSION=1.2.3 names the version
 	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' deploy/raspi/package
+
+version: ## as the .debs and programs say it
+	@echo '$(VERSION)'
 
 reproducible: ## packages the last commit twice, in two folders, and compares every byte
 	.ci/reproducible
