@@ -66,6 +66,9 @@ var hands = map[string]func(*user){
 	"the card of a dead Pi is mounted at /mnt/card": func(u *user) {
 		u.g.run("mkdir -p /mnt/card/var/lib; cp -a /var/lib/gateway /mnt/card/var/lib/; rm -f /mnt/card/var/lib/gateway/log/*.sock")
 	},
+	"one file of it was damaged": func(u *user) {
+		u.g.run("cd /mnt/card/var/lib/gateway/log && f=$(ls *.db | head -n 1) && cp $f $f.damaged-20261126 && truncate -s -4096 $f.damaged-20261126")
+	},
 	"the network is away": func(u *user) { u.unplug() },
 	"the network is back": func(u *user) { u.plug() },
 }
