@@ -64,7 +64,11 @@ var hands = map[string]func(*user){
 		u.g.put(p.older, home+"/older/"+strings.Replace(filepath.Base(p.newer), p.newerVersion, p.olderVersion, 1), 0o644)
 	},
 	"the card of a dead Pi is mounted at /mnt/card": func(u *user) {
-		u.g.run("mkdir -p /mnt/card/var/lib; cp -a /var/lib/gateway /mnt/card/var/lib/; rm -f /mnt/card/var/lib/gateway/log/*.sock")
+		u.g.await("a reading on the card", func() bool {
+			_, ok := u.g.try("gateway buffer export --format csv --dir " + logDir + " | grep climate && ls " + logDir + "/*.db")
+			return ok
+		})
+		u.g.run("sleep 2; mkdir -p /mnt/card/var/lib; cp -a /var/lib/gateway /mnt/card/var/lib/; rm -f /mnt/card/var/lib/gateway/log/*.sock")
 	},
 	"one file of it was damaged": func(u *user) {
 		u.g.run("cd /mnt/card/var/lib/gateway/log && f=$(ls *.db | head -n 1) && cp $f $f.damaged-20261126 && truncate -s -4096 $f.damaged-20261126")
