@@ -102,7 +102,7 @@ type user struct {
 	broker *broker
 	server *http.Server // nil: the network is away
 	wired  bool
-	rest   []part // of the document, behind the block that is at hand
+	rest   []part         // of the document, behind the block that is at hand
 	typed  int            // commands
 	stood  map[string]int // of them, by a stand-in
 }
