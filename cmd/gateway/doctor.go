@@ -43,7 +43,7 @@ goes on undisturbed and is asked for what it knows, and no broker is written to.
 As root it sees more: what it could not see is skipped and says so. It takes less
 than ten seconds. Exit status 0: all is well; 1: there are warnings; 2: something
 fails.`,
-		Example: "  sudo gateway doctor\n  gateway doctor --config gateway.yaml\n  gateway doctor --json | jq '.findings[] | select(.status == \"fail\")'",
+		Example: "  gateway doctor\n  sudo gateway doctor                        sees more\n  gateway doctor --config gateway.yaml\n  gateway doctor --json | jq '.findings[] | select(.status == \"fail\")'",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r := examine(cmd.Context(), thisPi(), file)
@@ -159,7 +159,7 @@ type report struct {
 	Findings []finding `json:"findings"`
 }
 
-// examine does every check, and takes askDaemon and checkLimit at most.
+// examine does every check, and takes askDaemon and m.limit at most.
 func examine(ctx context.Context, m *machine, file string) *report {
 	p := &patient{machine: m, file: file}
 	p.c, p.fault = loadConfig(file)
@@ -167,7 +167,7 @@ func examine(ctx context.Context, m *machine, file string) *report {
 	p.daemon = m.findDaemon(asking, p.c)
 	cancel()
 
-	ctx, cancel = context.WithTimeout(ctx, checkLimit)
+	ctx, cancel = context.WithTimeout(ctx, m.limit)
 	defer cancel()
 	checks := p.checks()
 	answers := make([]chan []finding, len(checks))
@@ -186,7 +186,7 @@ func examine(ctx context.Context, m *machine, file string) *report {
 			select {
 			case found = <-answers[i]:
 			case <-time.After(300 * time.Millisecond):
-				found = []finding{warn(c.name, "", "no answer in %v: whatever is looked at here hangs", checkLimit)}
+				found = []finding{warn(c.name, "", "no answer in %v: whatever is looked at here hangs", m.limit)}
 			}
 		}
 		for _, f := range found {
@@ -282,7 +282,7 @@ func wrap(text string, indent, columns int) string {
 // daemon is what is known of the gateway that runs.
 type daemon struct {
 	runs    bool
-	unsure  string // whether one runs: why that cannot be seen
+	unsure  bool   // whether one runs: that cannot be seen
 	hangs   string // it runs, and does not answer: where
 	log     *logState
 	logErr  error
@@ -313,7 +313,7 @@ func (m *machine) findDaemon(ctx context.Context, c *config) daemon {
 	case errors.Is(err, context.DeadlineExceeded):
 		d.runs, d.hangs = true, filepath.Join(dir, socketName)
 	default:
-		d.unsure, d.logErr = err.Error(), err
+		d.unsure, d.logErr = true, err
 	}
 	if host, port, err := net.SplitHostPort(listen); err == nil {
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {

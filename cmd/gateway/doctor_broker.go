@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"campus-gateway"
@@ -124,15 +125,16 @@ func (v *visit) connection(ctx context.Context) bool {
 	conn, err := v.dial(ctx, "tcp", v.address)
 	if err != nil {
 		mend := "nc -zv " + v.at.Hostname() + " " + v.address[strings.LastIndex(v.address, ":")+1:]
-		why := "is a firewall in between, or the machine off?"
-		if strings.Contains(err.Error(), "refused") {
-			why = "the machine is there, but nothing listens on this port: is the broker running, and the port right?"
+		op, isOp := errors.AsType[*net.OpError](err)
+		switch {
+		case ctx.Err() != nil:
+			return v.add(fail("connection", mend, "no answer from %s in %v: is a firewall in between, or the machine off?", v.address, quickStep))
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return v.add(fail("connection", mend, "%s refuses: the machine is there, and nothing listens on this port. Is the broker running, and the port right?", v.address))
+		case isOp:
+			err = op.Err // without our own port
 		}
-		text := err.Error()
-		if ctx.Err() != nil {
-			text = fmt.Sprintf("no answer in %v", quickStep)
-		}
-		return v.add(fail("connection", mend, "%s: %s: %s", v.address, text, why))
+		return v.add(fail("connection", "ip route get "+v.at.Hostname(), "no way to %s: %v", v.address, err))
 	}
 	conn.Close()
 	return v.add(ok("connection", "%s, in %d ms", v.address, time.Since(begun).Milliseconds()))

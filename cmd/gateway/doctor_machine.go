@@ -33,6 +33,8 @@ type machine struct {
 	uid  int
 	now  func() time.Time
 
+	limit time.Duration // of all checks together
+
 	command func(ctx context.Context, name string, args ...string) (string, error) // its output, also with an error
 	open    func(path string) error                                                // a device, to read and write; nothing is done with it
 	space   func(path string) (free, size int64, err error)                        // for an ordinary user, bytes
@@ -54,7 +56,7 @@ type clockSource struct {
 
 func thisPi() *machine {
 	return &machine{
-		root: "/", os: runtime.GOOS, uid: os.Getuid(), now: time.Now,
+		root: "/", os: runtime.GOOS, uid: os.Getuid(), now: time.Now, limit: checkLimit,
 		command: func(ctx context.Context, name string, args ...string) (string, error) {
 			var out bytes.Buffer
 			c := exec.CommandContext(ctx, name, args...)
@@ -308,15 +310,12 @@ func checkGroups(_ context.Context, p *patient) []finding {
 		}
 	}
 	installed := p.exists(ownUnit) || p.packagedUnit() != ""
+	mend := "for g in " + strings.Join(missing, " ") + "; do sudo groupadd --system $g; done"
 	switch {
 	case !installed && len(missing) > 0:
-		return []finding{warn("groups", "sudo groupadd --system "+missing[0], "missing: %s; they may use the buses and lines", strings.Join(missing, ", "))}
+		return []finding{warn("groups", mend, "missing: %s, who may use the buses and lines", strings.Join(missing, ", "))}
 	case len(missing) > 0:
-		mend := ""
-		for _, g := range missing {
-			mend += "sudo groupadd --system " + g + "\n"
-		}
-		return []finding{fail("groups", strings.TrimSpace(mend), "missing: %s; the service does not start without (216/GROUP)", strings.Join(missing, ", "))}
+		return []finding{fail("groups", mend, "missing: %s: the service does not start without (216/GROUP)", strings.Join(missing, ", "))}
 	case installed && !has("/etc/passwd", "gateway"):
 		return []finding{fail("groups", "sudo useradd --system --home-dir /var/lib/gateway --shell /usr/sbin/nologin gateway", "the user gateway is missing: the service does not start (217/USER)")}
 	}
@@ -371,7 +370,7 @@ func (p *patient) noBus(name string) finding {
 	on := regexp.MustCompile(`(?m)^\s*dtparam=(.*,)?i2c(_arm)?=on`).MatchString(p.read(file))
 	switch {
 	case name != "i2c-1":
-		return fail(name, "ls /dev/i2c-*", "there is no such bus; here: %s. Another bus wants an overlay in %s", cmp.Or(strings.Join(there, ", "), "none"), file)
+		return fail(name, "ls /dev/i2c-*", "there is no such bus, there is %s; a further one wants an overlay in %s", cmp.Or(strings.Join(there, ", "), "none"), file)
 	case p.first("/usr/bin/raspi-config") != "":
 		return fail(name, "sudo raspi-config nonint do_i2c 0", "I2C is switched off")
 	case on:
@@ -379,7 +378,7 @@ func (p *patient) noBus(name string) finding {
 	case p.exists(file):
 		return fail(name, "echo 'dtparam=i2c_arm=on' | sudo tee -a "+file+" && sudo reboot", "I2C is switched off")
 	}
-	return fail(name, "sudo modprobe i2c-dev && ls /dev/i2c-*", "this machine shows no I2C bus; here: %s", cmp.Or(strings.Join(there, ", "), "none"))
+	return fail(name, "sudo modprobe i2c-dev && ls /dev/i2c-*", "there is no such bus, there is %s", cmp.Or(strings.Join(there, ", "), "none"))
 }
 
 // access tells whether the service, which has the group, and this user may use a device.
@@ -430,7 +429,7 @@ func checkSensors(ctx context.Context, p *patient) []finding {
 		return []finding{skipped("sensors", "none is configured: `gateway drivers` lists what can be")}
 	}
 	d := p.daemon
-	if !d.runs && d.unsure != "" {
+	if !d.runs && d.unsure {
 		return []finding{skipped("sensors", "a daemon may be at them: `sudo gateway doctor` sees it")}
 	}
 	ctx, cancel := context.WithTimeout(ctx, sensorLimit)
