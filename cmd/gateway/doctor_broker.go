@@ -75,7 +75,7 @@ func checkBroker(ctx context.Context, p *patient, u *uplinkConfig) []finding {
 	if u.API == iotaJSON {
 		steps = append(steps, step{"MQTT", v.mqtt, slowStep})
 	} else {
-		steps = append(steps, step{"token", v.token, slowStep}, step{"broker", v.broker, 2 * slowStep})
+		steps = append(steps, step{"token", v.token, slowStep}, step{"broker", v.broker, 3 * slowStep})
 	}
 	for i, s := range steps {
 		ctx, cancel := context.WithTimeout(ctx, s.most)
@@ -241,7 +241,7 @@ func (v *visit) broker(ctx context.Context) bool {
 	}
 	defer b.Close()
 	s := b.(*ngsi.Sink) // not iota-json
-	most := slowStep * 2 / 3
+	const most = slowStep
 	asking, cancel := context.WithTimeout(ctx, most)
 	err = s.Ask(asking)
 	cancel()

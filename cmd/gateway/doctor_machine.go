@@ -370,7 +370,7 @@ func (p *patient) noBus(name string) finding {
 	on := regexp.MustCompile(`(?m)^\s*dtparam=(.*,)?i2c(_arm)?=on`).MatchString(p.read(file))
 	switch {
 	case name != "i2c-1":
-		return fail(name, "ls /dev/i2c-*", "there is no such bus, there is %s; a further one wants an overlay in %s", cmp.Or(strings.Join(there, ", "), "none"), file)
+		return fail(name, "ls /dev/i2c-*", "there is no such bus; those here: %s. A further one wants an overlay in %s", cmp.Or(strings.Join(there, ", "), "none"), file)
 	case p.first("/usr/bin/raspi-config") != "":
 		return fail(name, "sudo raspi-config nonint do_i2c 0", "I2C is switched off")
 	case on:
@@ -378,7 +378,7 @@ func (p *patient) noBus(name string) finding {
 	case p.exists(file):
 		return fail(name, "echo 'dtparam=i2c_arm=on' | sudo tee -a "+file+" && sudo reboot", "I2C is switched off")
 	}
-	return fail(name, "sudo modprobe i2c-dev && ls /dev/i2c-*", "there is no such bus, there is %s", cmp.Or(strings.Join(there, ", "), "none"))
+	return fail(name, "sudo modprobe i2c-dev && ls /dev/i2c-*", "there is no such bus; those here: %s", cmp.Or(strings.Join(there, ", "), "none"))
 }
 
 // access tells whether the service, which has the group, and this user may use a device.

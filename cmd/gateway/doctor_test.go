@@ -436,8 +436,8 @@ var diagnoses = []struct {
 	{"no Pi", func(c *clinic) {
 		c.gone("/dev/i2c-1", "/usr/bin/raspi-config", "/boot")
 		c.file("/dev/i2c-4", "")
-	}, "i2c-1", isFailure, "there is i2c-4", "sudo modprobe i2c-dev"},
-	{"other bus", func(c *clinic) { c.set("driver: bme280", "driver: bme280, bus: i2c-3") }, "i2c-3", isFailure, "there is i2c-1; a further one", "ls /dev/i2c-*"},
+	}, "i2c-1", isFailure, "those here: i2c-4", "sudo modprobe i2c-dev"},
+	{"other bus", func(c *clinic) { c.set("driver: bme280", "driver: bme280, bus: i2c-3") }, "i2c-3", isFailure, "those here: i2c-1. A further one", "ls /dev/i2c-*"},
 	{"I2C off, no configuration", func(c *clinic) {
 		c.config = ""
 		c.gone("/dev/i2c-1")
