@@ -29,6 +29,7 @@ import (
 // goes through it, so that a test can make each one fail.
 type machine struct {
 	root string // the system's files are read below it
+	self string // this program, to be started; empty: not to be
 	os   string
 	uid  int
 	now  func() time.Time
@@ -55,8 +56,9 @@ type clockSource struct {
 }
 
 func thisPi() *machine {
+	self, _ := os.Executable()
 	return &machine{
-		root: "/", os: runtime.GOOS, uid: os.Getuid(), now: time.Now, limit: checkLimit,
+		root: "/", self: self, os: runtime.GOOS, uid: os.Getuid(), now: time.Now, limit: checkLimit,
 		command: func(ctx context.Context, name string, args ...string) (string, error) {
 			var out bytes.Buffer
 			c := exec.CommandContext(ctx, name, args...)

@@ -90,7 +90,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	root.AddCommand(newRun(), newDemo(), newBench(), newCheck(), newInit(), newDrivers(), newRead(), newDoctor(), newBuffer(), newContexts(), newInspect(), newVersion())
+	root.AddCommand(newRun(), newDemo(), newBench(), newCheck(), newInit(), newDrivers(), newRead(), newDoctor(), newBundle(), newBuffer(), newContexts(), newInspect(), newVersion())
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
 		c, rest, err := root.Find(args)
 		if err != nil || len(rest) > 0 {
