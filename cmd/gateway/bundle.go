@@ -29,6 +29,7 @@ import (
 const (
 	bundleSize = 19 << 20
 	partSize   = 4 << 20
+	readmeRoom = 64 << 10
 	partLimit  = 15 * time.Second // of what one part may take to be had
 )
 
@@ -162,6 +163,11 @@ func (b *bundler) add(ctx context.Context, p part) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	most := min(partSize, b.room-readmeRoom)
+	if most <= 0 {
+		b.missing = append(b.missing, fmt.Sprintf("%-24s there is no room left", p.name))
+		return nil
+	}
 	limited, cancel := context.WithTimeout(ctx, partLimit)
 	defer cancel()
 	text, err := p.get(limited)
@@ -172,11 +178,7 @@ func (b *bundler) add(ctx context.Context, p part) error {
 	// Cleaned as a whole, then cut: half a secret would not be known for one.
 	text = b.clean(strings.ToValidUTF8(text, "\uFFFD"))
 	cut := ""
-	if most := min(partSize, b.room-4096*8); len(text) > most { // the rest is for the README and the heads
-		if most <= 0 {
-			b.missing = append(b.missing, fmt.Sprintf("%-24s there is no room left", p.name))
-			return nil
-		}
+	if len(text) > most {
 		text, cut = text[len(text)-most:], fmt.Sprintf(" (its last %d KiB)", most>>10) // the newest is at the end
 		text = strings.ToValidUTF8(text, "")
 	}
@@ -250,6 +252,12 @@ func (b *bundler) parts(logDir string) []part {
 	doctor := func(ctx context.Context) *report {
 		if examined == nil {
 			examined = examine(ctx, b.machine, b.configFile)
+			// Before it becomes JSON, which may write a secret in yet another way.
+			examined.Machine = b.clean(examined.Machine)
+			for i := range examined.Findings {
+				f := &examined.Findings[i]
+				f.Why, f.Mend = b.clean(f.Why), b.clean(f.Mend)
+			}
 		}
 		return examined
 	}

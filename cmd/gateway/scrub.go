@@ -90,21 +90,31 @@ func forms(text string) []string {
 // secretKey is the end of a name whose value is a secret.
 const secretKey = `(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|apikey|private[_-]?key|access[_-]?key|credentials?|psk|signature|sig)`
 
-// looks are what looks like a secret. What the first group has stays.
-var looks = []*regexp.Regexp{
-	regexp.MustCompile(`()(?s:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\z))`),
-	regexp.MustCompile(`(?im)(\b(?:proxy-)?authorization["']?\s*[:=]\s*|\b(?:x-auth-token|x-subject-token|x-api-key|set-cookie|cookie)["']?\s*[:=]\s*)[^\r\n]+`),
-	regexp.MustCompile(`(?i)(\b(?:bearer|basic|digest|negotiate)\s+)[^\s"',;]{4,}`),
-	regexp.MustCompile(`()\beyJ[A-Za-z0-9_=-]{8,}(?:\.[A-Za-z0-9_=-]*)*`),
-	regexp.MustCompile(`(?i)(\b[a-z][a-z0-9+.-]*://)[^\s"'<>]*@`),
+// secretWords are in every name that secretKey takes: without one of them in a text,
+// the patterns need not be tried, which costs a Pi seconds a megabyte.
+var secretWords = []string{"passw", "passphrase", "pwd", "secret", "token", "api", "private", "access", "credential", "psk", "sig"}
+
+// look is a pattern of what looks like a secret, and words of which a text has one
+// where it matches, in lower case. What the pattern's first group has stays.
+type look struct {
+	words   []string
+	pattern *regexp.Regexp
+}
+
+var looks = []look{
+	{[]string{"-----begin"}, regexp.MustCompile(`()(?s:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\z))`)},
+	{[]string{"authorization", "x-auth-token", "x-subject-token", "x-api-key", "cookie"}, regexp.MustCompile(`(?im)(\b(?:proxy-)?authorization["']?\s*[:=]\s*|\b(?:x-auth-token|x-subject-token|x-api-key|set-cookie|cookie)["']?\s*[:=]\s*)[^\r\n]+`)},
+	{[]string{"bearer", "basic", "digest", "negotiate"}, regexp.MustCompile(`(?i)(\b(?:bearer|basic|digest|negotiate)\s+)[^\s"',;]{4,}`)},
+	{[]string{"eyj"}, regexp.MustCompile(`()\beyJ[A-Za-z0-9_=-]{8,}(?:\.[A-Za-z0-9_=-]*)*`)},
+	{[]string{"@"}, regexp.MustCompile(`(?i)(\b[a-z][a-z0-9+.-]*://)[^\s"'<>]*@`)},
 	// A block of YAML: all lines that are further in, or empty.
-	regexp.MustCompile(`(?im)(^[ \t-]*["']?[a-z0-9_.-]*` + secretKey + `["']?[ \t]*:[ \t]*)[|>][^\n]*(?:\n[ \t]+[^\n]*|\n[ \t]*$)+`),
+	{secretWords, regexp.MustCompile(`(?im)(^[ \t#-]*["']?[a-z0-9_.-]*` + secretKey + `["']?[ \t]*:[ \t]*)[|>][^\n]*(?:\n[ \t#]+[^\n]*|\n[ \t]*$)+`)},
 	// systemd's: a whole line, whatever the variable is called, and its continuations.
-	regexp.MustCompile(`(?im)(^[ \t]*(?:Environment|SetCredential|SetCredentialEncrypted)[ \t]*=)(?:[^\n]*\\\n)*[^\n]*`),
-	regexp.MustCompile(`(?im)(\bauth["']?[ \t]*:[ \t]*)[^\s{][^\n]*`),
+	{[]string{"environment", "setcredential"}, regexp.MustCompile(`(?im)(^[ \t]*(?:Environment|SetCredential|SetCredentialEncrypted)[ \t]*=)(?:[^\n]*\\\n)*[^\n]*`)},
+	{[]string{"auth"}, regexp.MustCompile(`(?im)(\bauth["']?[ \t]*:[ \t]*)[^\s{][^\n]*`)},
 	// A line of YAML, and an option of a program.
-	regexp.MustCompile(`(?im)(^[ \t-]*["']?[a-z0-9_.-]*` + secretKey + `["']?[ \t]*:[ \t]*)\S[^\n]*`),
-	regexp.MustCompile(`(?i)(--[a-z0-9-]*` + secretKey + `[ \t]+)\S+`),
+	{secretWords, regexp.MustCompile(`(?im)(^[ \t#-]*["']?[a-z0-9_.-]*` + secretKey + `["']?[ \t]*:[ \t]*)\S[^\n]*`)},
+	{secretWords, regexp.MustCompile(`(?i)(--[a-z0-9-]*` + secretKey + `[ \t]+)\S+`)},
 }
 
 // named is a name and a value: "token":"x", access_token=x; escaped quotes too.
@@ -133,10 +143,18 @@ func (s *scrubber) clean(text string) string {
 	}
 	before := strings.Count(text, removedMark)
 	text = s.words.Replace(text)
-	for _, r := range looks {
-		text = r.ReplaceAllString(text, "${1}"+removedMark)
+	lower := strings.ToLower(text)
+	has := func(words []string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(lower, w) })
 	}
-	text = withoutNamed(text)
+	for _, l := range looks {
+		if has(l.words) {
+			text = l.pattern.ReplaceAllString(text, "${1}"+removedMark)
+		}
+	}
+	if has(secretWords) {
+		text = withoutNamed(text)
+	}
 	s.removed += strings.Count(text, removedMark) - before
 	return text
 }
