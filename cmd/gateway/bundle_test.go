@@ -101,7 +101,8 @@ live: {http: {listen: off}}
 	}
 	poison := "harmless before\n"
 	for _, k := range known {
-		for _, form := range forms(k) {
+		quoted, _ := jsonText(k)
+		for _, form := range append(forms(k), hex.EncodeToString([]byte(k)), strings.ToUpper(hex.EncodeToString([]byte(k))), url.QueryEscape(k), quoted) {
 			poison += "text " + form + " text\n"
 		}
 		for _, before := range []string{"", "u:", "us:", "use:"} {
