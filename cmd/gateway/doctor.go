@@ -232,7 +232,7 @@ func (r *report) count() string {
 // itself, and the mend below, never wrapped: it is to be copied.
 func (r *report) print(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "gateway %s on %s\n", r.Version, r.Machine)
+	fmt.Fprintf(&b, "gateway %s on %s\n", r.Version, oneLine(r.Machine))
 	width := 0
 	for _, f := range r.Findings {
 		width = max(width, utf8.RuneCountInString(f.Check))
@@ -247,7 +247,7 @@ func (r *report) print(w io.Writer) error {
 		head := fmt.Sprintf("  %-7s  %-*s  ", f.Status, width, f.Check)
 		b.WriteString(head + wrap(f.Why, utf8.RuneCountInString(head), 80) + "\n")
 		for line := range strings.Lines(f.Mend) {
-			fmt.Fprintf(&b, "             $ %s\n", strings.TrimSuffix(line, "\n"))
+			fmt.Fprintf(&b, "             $ %s\n", oneLine(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	if r.Status == isOK {

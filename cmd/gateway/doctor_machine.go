@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"campus-gateway"
 	"campus-gateway/drivers"
 	"campus-gateway/drivers/bus"
 	"campus-gateway/systemd"
@@ -350,6 +351,10 @@ func checkI2C(_ context.Context, p *patient) []finding {
 			found = append(found, p.access("/dev/"+name, "i2c", "i2c-dev"))
 			continue
 		}
+		if wanted && p.simulated(func(s *sensorConfig) bool { return s.driver.Kind == drivers.I2C && s.Bus == name }) {
+			found = append(found, skipped(name, "there is no such bus: the daemon simulates its sensors"))
+			continue
+		}
 		f := p.noBus(name)
 		if !wanted {
 			f.Status = isWarning
@@ -408,10 +413,14 @@ func (p *patient) access(dev, group, subsystem string) finding {
 }
 
 func checkGPIO(_ context.Context, p *patient) []finding {
-	if p.c == nil || !slices.ContainsFunc(p.c.Sensors, func(s sensorConfig) bool { return s.driver.Kind == drivers.GPIO }) {
+	onLine := func(s sensorConfig) bool { return s.driver.Kind == drivers.GPIO }
+	if p.c == nil || !slices.ContainsFunc(p.c.Sensors, onLine) {
 		return nil
 	}
 	chips := p.glob("/dev/gpiochip*")
+	if len(chips) == 0 && p.simulated(func(s *sensorConfig) bool { return onLine(*s) }) {
+		return []finding{skipped("GPIO", "there is no /dev/gpiochip*: the daemon simulates its sensors")}
+	}
 	if len(chips) == 0 {
 		return []finding{fail("GPIO", "sudo dmesg | grep -i gpio", "there is no /dev/gpiochip*, and a configured sensor is on a GPIO line")}
 	}
@@ -449,12 +458,12 @@ func checkSensors(ctx context.Context, p *patient) []finding {
 				"the kernel's driver %s has taken %s: take it away, or write `shared: true` if both may talk to the chip", owner, s.spot()))
 			continue
 		}
-		if d.runs {
-			found = append(found, d.sensor(s))
+		if noBus := s.driver.Kind == drivers.I2C && !p.exists("/dev/"+s.Bus); noBus && !d.reads(s) {
+			found = append(found, skipped(s.Name, "%s at %s: there is no such bus, see below", s.Driver, s.spot()))
 			continue
 		}
-		if s.driver.Kind == drivers.I2C && !p.exists("/dev/"+s.Bus) {
-			found = append(found, skipped(s.Name, "%s at %s: there is no such bus, see below", s.Driver, s.spot()))
+		if d.runs {
+			found = append(found, d.sensor(s))
 			continue
 		}
 		if ctx.Err() != nil {
@@ -491,6 +500,14 @@ func (p *patient) kernelOwner(s *sensorConfig) string {
 	return filepath.Base(link)
 }
 
+// reads reports whether the daemon says that it reads a sensor.
+func (d daemon) reads(s *sensorConfig) bool { return d.sensors[s.Name].State == gateway.OK }
+
+// simulated reports whether the daemon reads a sensor for which there is no hardware.
+func (p *patient) simulated(needs func(*sensorConfig) bool) bool {
+	return slices.ContainsFunc(p.c.Sensors, func(s sensorConfig) bool { return needs(&s) && p.daemon.reads(&s) })
+}
+
 // sensor is the daemon's word about a sensor.
 func (d daemon) sensor(s *sensorConfig) finding {
 	w, told := d.sensors[s.Name]
@@ -499,9 +516,9 @@ func (d daemon) sensor(s *sensorConfig) finding {
 		return skipped(s.Name, "the daemon has it, and shows nothing over HTTP: see `gateway status`")
 	case !told:
 		return warn(s.Name, "sudo systemctl reload gateway", "the daemon that runs does not know this sensor: it has another configuration")
-	case w.State == "ok":
+	case w.State == gateway.OK:
 		return ok(s.Name, "%s at %s is read", s.Driver, s.spot())
-	case w.State == "starting":
+	case w.State == gateway.Starting:
 		return ok(s.Name, "%s at %s: the daemon is starting it", s.Driver, s.spot())
 	}
 	f := troubled(s, w.Why)

@@ -476,6 +476,18 @@ var diagnoses = []struct {
 		c.set("sensors:\n", "sensors:\n  - {name: door, driver: contact, pin: GPIO17}\n")
 		c.file("/dev/gpiochip0", "")
 	}, "gpiochip0", isFailure, "the service, which has the group gpio, may not use it", "--subsystem-match=gpio"},
+	{"simulated I2C", func(c *clinic) {
+		c.gone("/dev/i2c-1")
+		c.view(`{"name":"climate","state":"ok"}`, "")
+	}, "i2c-1", isSkipped, "the daemon simulates its sensors", ""},
+	{"simulated GPIO", func(c *clinic) {
+		c.set("sensors:\n", "sensors:\n  - {name: door, driver: contact, pin: GPIO17}\n")
+		c.view(`{"name":"door","state":"ok"}`, "")
+	}, "GPIO", isSkipped, "the daemon simulates its sensors", ""},
+	{"no bus, says the daemon", func(c *clinic) {
+		c.gone("/dev/i2c-1")
+		c.view(`{"name":"climate","state":"gone","why":"no bus"}`, "")
+	}, "climate", isSkipped, "there is no such bus, see below", ""},
 	{"1-Wire not yet", func(c *clinic) {
 		c.gone("/sys/bus/w1")
 		c.file("/boot/firmware/config.txt", "dtoverlay=w1-gpio\n")
@@ -826,6 +838,35 @@ func troubles(t *testing.T) map[string]*regexp.Regexp {
 		})
 	}
 	return list
+}
+
+// Whatever the system's files and programs say, no check breaks on it.
+func FuzzDoctorFiles(f *testing.F) {
+	f.Add("25 1 179:2 / / rw - ext4 /dev/root rw\nStorage=none\nActiveState=failed\n0x50005")
+	f.Add(" - \n=\n:::\n??5?????? c /x\n0xffffffffffffffffff")
+	f.Add("PRETTY_NAME=\x1b[2J\na b c d e f - g h\n\x00\xff")
+	f.Fuzz(func(t *testing.T, text string) {
+		root := t.TempDir()
+		m := &machine{root: root, os: "linux", now: func() time.Time { return noon },
+			command: func(context.Context, string, ...string) (string, error) { return text, nil },
+			zone:    func(string) (*time.Location, error) { return time.UTC, nil }}
+		for _, name := range []string{"/proc/self/mountinfo", "/etc/systemd/journald.conf", "/usr/lib/systemd/systemd-journald", "/etc/group", "/etc/passwd", "/etc/timezone", "/usr/lib/systemd/system/gateway.service",
+			"/var/lib/dpkg/info/gateway.list", "/sys/fs/cgroup/cgroup.controllers", "/proc/cmdline", "/sys/devices/platform/soc/soc:firmware/get_throttled", "/sys/class/hwmon/hwmon0/name", "/sys/block/mmcblk0/device/life_time",
+			"/sys/block/mmcblk0/device/pre_eol_info", "/sys/fs/ext4/sda/errors_count", "/etc/os-release", "/boot/firmware/config.txt"} {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(m.path(name)), 0o755), os.WriteFile(m.path(name), []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := &patient{machine: m}
+		r := &report{Machine: m.describe()}
+		for _, look := range []func(context.Context, *patient) []finding{checkService, checkGroups, checkI2C, checkOneWire, checkPower, checkCgroup, checkClock, checkZones, checkPlace, checkHealth, checkJournal} {
+			r.Findings = append(r.Findings, look(t.Context(), p)...)
+		}
+		var b bytes.Buffer
+		if err := r.print(&b); err != nil || len(r.Findings) < 11 || strings.ContainsAny(b.String(), "\x00\x1b") {
+			t.Errorf("%d findings, %v: %q", len(r.Findings), err, &b)
+		}
+	})
 }
 
 // No daemon, and a view that is another gateway's: the sensors are opened, once each.
