@@ -67,7 +67,7 @@ readings that a broker has refused: look at it before you send it.`,
 
 // bundle writes one, and returns its name and how many files are in it. An existing
 // file is never written over.
-func bundle(ctx context.Context, m *machine, configFile, out string) (path string, n int, err error) {
+func bundle(ctx context.Context, m *computer, configFile, out string) (path string, n int, err error) {
 	c, _ := loadConfig(configFile) // what is wrong with it, doctor tells
 	id, _ := os.Hostname()
 	if c != nil {
@@ -81,7 +81,7 @@ func bundle(ctx context.Context, m *machine, configFile, out string) (path strin
 	if err != nil {
 		return "", 0, err
 	}
-	b := &bundler{machine: m, configFile: configFile, c: c, name: name, room: bundleSize}
+	b := &bundler{computer: m, configFile: configFile, c: c, name: name, room: bundleSize}
 	n, err = b.write(ctx, f)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return "", 0, errors.Join(err, os.Remove(f.Name()))
@@ -119,7 +119,7 @@ func createNew(path string, others bool) (*os.File, error) {
 
 // bundler puts parts into a bundle. Nothing goes in but through its scrubber.
 type bundler struct {
-	*machine
+	*computer
 	scrubber
 	configFile string
 	c          *config
@@ -139,7 +139,7 @@ type part struct {
 func (b *bundler) write(ctx context.Context, w io.Writer) (n int, err error) {
 	raw, _ := os.ReadFile(b.configFile) // if it cannot be read it is missing, see below
 	dir := b.logDir(b.c)
-	b.learn(b.machine, string(raw), dir)
+	b.learn(b.computer, string(raw), dir)
 	if b.c != nil {
 		for _, u := range b.c.Uplinks {
 			b.learnUplink(u)
@@ -244,14 +244,14 @@ func (b *bundler) parts(logDir string) []part {
 			if err != nil {
 				return "", err
 			}
-			text, err := fetchText(ctx, base+path)
+			text, err := fetchText(ctx, "", base+path)
 			return string(text), err
 		}
 	}
 	var examined *report
 	doctor := func(ctx context.Context) *report {
 		if examined == nil {
-			examined = examine(ctx, b.machine, b.configFile)
+			examined = examine(ctx, b.computer, b.configFile)
 			// Before it becomes JSON, which may write a secret in yet another way.
 			examined.Machine = b.clean(examined.Machine)
 			for i := range examined.Findings {
@@ -422,7 +422,7 @@ func listing(dirs ...string) (string, error) {
 }
 
 // network are facts that tell nobody where the machine is.
-func (m *machine) network() string {
+func (m *computer) network() string {
 	var t strings.Builder
 	for _, dir := range m.glob("/sys/class/net/*") {
 		name := filepath.Base(dir)
@@ -447,7 +447,7 @@ func (m *machine) network() string {
 	return t.String()
 }
 
-func (m *machine) devices() string {
+func (m *computer) devices() string {
 	var t strings.Builder
 	for _, pattern := range []string{"/dev/i2c-*", "/dev/spidev*", "/dev/gpiochip*"} {
 		for _, path := range m.glob(pattern) {

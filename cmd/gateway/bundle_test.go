@@ -126,7 +126,7 @@ live: {http: {listen: off}}
 		return poison, nil
 	}
 	file := write("gateway.yaml", c.config)
-	path, n, err := bundle(t.Context(), c.machine, file, filepath.Join(c.dir, "other.tar.gz"))
+	path, n, err := bundle(t.Context(), c.computer, file, filepath.Join(c.dir, "other.tar.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func (c *clinic) view2(t *testing.T, text string) {
 	srv := &http.Server{Addr: ln, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, text) })}
 	t.Cleanup(func() { srv.Close() })
 	go srv.ListenAndServe()
-	await(t, "the page", func() bool { _, err := fetchText(t.Context(), "http://"+ln+"/"); return err == nil })
+	await(t, "the page", func() bool { _, err := fetchText(t.Context(), "", "http://"+ln+"/"); return err == nil })
 	c.set("listen: off", "listen: "+ln)
 }
 
@@ -182,11 +182,11 @@ func TestBundle(t *testing.T) {
 	if err := os.WriteFile("gateway.yaml", []byte(c.config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	first, _, err := bundle(t.Context(), c.machine, "gateway.yaml", "")
+	first, _, err := bundle(t.Context(), c.computer, "gateway.yaml", "")
 	if err != nil || first != "gateway-bundle-gw-1-20261126-120000.tar.gz" {
 		t.Fatalf("%s, %v", first, err)
 	}
-	second, _, err := bundle(t.Context(), c.machine, "gateway.yaml", "")
+	second, _, err := bundle(t.Context(), c.computer, "gateway.yaml", "")
 	if err != nil || second != "gateway-bundle-gw-1-20261126-120000-2.tar.gz" {
 		t.Fatalf("%s, %v", second, err)
 	}
@@ -194,7 +194,7 @@ func TestBundle(t *testing.T) {
 		t.Errorf("%v, %v", i.Mode(), err)
 	}
 	before, _ := os.ReadFile(first)
-	if _, _, err := bundle(t.Context(), c.machine, "gateway.yaml", first); err == nil || !strings.Contains(err.Error(), "is there already: choose another name with -o") {
+	if _, _, err := bundle(t.Context(), c.computer, "gateway.yaml", first); err == nil || !strings.Contains(err.Error(), "is there already: choose another name with -o") {
 		t.Errorf("written over: %v", err)
 	}
 	if after, _ := os.ReadFile(first); string(after) != string(before) {
@@ -234,19 +234,19 @@ func TestBundleOfNothing(t *testing.T) {
 	c := newClinic(t)
 	c.command = func(_ context.Context, name string, _ ...string) (string, error) { return "", errors.New("not found") }
 	c.gone("/")
-	path, n, err := bundle(t.Context(), c.machine, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
+	path, n, err := bundle(t.Context(), c.computer, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
 	if err != nil || n < 5 {
 		t.Fatalf("%d files, %v", n, err)
 	}
 	if readme := unpack(t, path)["README.txt"]; !strings.Contains(readme, "gateway.yaml             open ") || !strings.Contains(readme, "journal.txt              journalctl: not found") {
 		t.Error(readme)
 	}
-	if _, _, err := bundle(t.Context(), c.machine, "", filepath.Join(c.dir, "no", "folder", "x.tar.gz")); err == nil {
+	if _, _, err := bundle(t.Context(), c.computer, "", filepath.Join(c.dir, "no", "folder", "x.tar.gz")); err == nil {
 		t.Error("written where there is no folder")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := bundle(ctx, c.machine, "", filepath.Join(c.dir, "ended.tar.gz")); !errors.Is(err, context.Canceled) {
+	if _, _, err := bundle(ctx, c.computer, "", filepath.Join(c.dir, "ended.tar.gz")); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(c.dir, "ended.tar.gz")); err == nil {
@@ -267,7 +267,7 @@ func TestBundleSize(t *testing.T) {
 	c.command = func(context.Context, string, ...string) (string, error) {
 		return string(noise) + "\nthe newest line\n", nil
 	}
-	path, _, err := bundle(t.Context(), c.machine, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
+	path, _, err := bundle(t.Context(), c.computer, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestBundleCut(t *testing.T) {
 		}
 		return strings.Repeat("0123456789abcdefghij\n", 10<<20/21), nil
 	}
-	path, _, err := bundle(t.Context(), c.machine, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
+	path, _, err := bundle(t.Context(), c.computer, filepath.Join(c.dir, "none.yaml"), filepath.Join(c.dir, "other.tar.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}

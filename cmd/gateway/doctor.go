@@ -97,7 +97,7 @@ func fail(check, mend, format string, args ...any) finding {
 
 // patient is a machine, its configuration, and the daemon that runs on it.
 type patient struct {
-	*machine
+	*computer
 	file   string
 	c      *config // nil: none that can be used
 	fault  error   // then: why
@@ -160,8 +160,8 @@ type report struct {
 }
 
 // examine does every check, and takes askDaemon and m.limit at most.
-func examine(ctx context.Context, m *machine, file string) *report {
-	p := &patient{machine: m, file: file}
+func examine(ctx context.Context, m *computer, file string) *report {
+	p := &patient{computer: m, file: file}
 	p.c, p.fault = loadConfig(file)
 	asking, cancel := context.WithTimeout(ctx, askDaemon)
 	p.daemon = m.findDaemon(asking, p.c)
@@ -288,6 +288,8 @@ type daemon struct {
 	logErr  error
 	sensors map[string]sensorWord // by name; nil: it has not been asked
 	uplinks map[string]live.Uplink
+	refused string   // why it does not run the configuration file that is there
+	hung    []string // tasks of it
 }
 
 // sensorWord is what the daemon says of a sensor.
@@ -299,7 +301,7 @@ type sensorWord struct {
 
 // findDaemon asks the daemon in every way there is; each alone may be closed to this
 // user, or switched off.
-func (m *machine) findDaemon(ctx context.Context, c *config) daemon {
+func (m *computer) findDaemon(ctx context.Context, c *config) daemon {
 	var d daemon
 	dir, listen := m.logDir(c), "127.0.0.1:8080"
 	if c != nil {
@@ -315,7 +317,10 @@ func (m *machine) findDaemon(ctx context.Context, c *config) daemon {
 	default:
 		d.unsure, d.logErr = true, err
 	}
-	if host, port, err := net.SplitHostPort(listen); err == nil {
+	if m.os == "linux" {
+		d.askPublic(ctx, m.path("/run/gateway/status.sock"), c)
+	}
+	if host, port, err := net.SplitHostPort(listen); err == nil && d.sensors == nil {
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "127.0.0.1"
 		}
@@ -324,14 +329,44 @@ func (m *machine) findDaemon(ctx context.Context, c *config) daemon {
 	if m.os != "linux" {
 		return d
 	}
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", m.path("/run/gateway/status.sock")); err == nil {
-		conn.Close()
-		d.runs = true
-	}
 	if s := m.unit(ctx)["ActiveState"]; s == "active" || s == "activating" || s == "reloading" {
 		d.runs = true
 	}
 	return d
+}
+
+// askPublic asks the service's daemon where everybody on the machine may. It may have
+// another configuration than this one.
+func (d *daemon) askPublic(ctx context.Context, socket string, c *config) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return
+	}
+	conn.Close()
+	d.runs = true
+	var s struct {
+		Gateway string
+		Sensors []sensorWord
+		Uplinks []live.Uplink
+		Refused string `json:"configuration_refused"`
+		Hung    []string
+	}
+	if fetch(ctx, socket, "http://gateway/status", &s) != nil || s.Gateway == "" || c != nil && s.Gateway != c.Gateway.ID {
+		return
+	}
+	d.refused, d.hung = s.Refused, s.Hung
+	d.told(s.Sensors, s.Uplinks)
+}
+
+// told takes over what the daemon says.
+func (d *daemon) told(sensors []sensorWord, uplinks []live.Uplink) {
+	d.sensors, d.uplinks = map[string]sensorWord{}, map[string]live.Uplink{}
+	for _, x := range sensors {
+		d.sensors[x.Name] = x
+	}
+	for _, x := range uplinks {
+		d.uplinks[x.Name] = x
+	}
 }
 
 // askView asks the live view. It may be another gateway's, or another program's.
@@ -340,36 +375,36 @@ func (d *daemon) askView(ctx context.Context, base string, c *config) {
 		Gateway string
 		Sensors []sensorWord
 	}
-	if fetch(ctx, base+"/api/v1/sensors", &s) != nil || s.Gateway == "" || c != nil && s.Gateway != c.Gateway.ID {
+	if fetch(ctx, "", base+"/api/v1/sensors", &s) != nil || s.Gateway == "" || c != nil && s.Gateway != c.Gateway.ID {
 		return
 	}
-	d.runs, d.sensors, d.uplinks = true, map[string]sensorWord{}, map[string]live.Uplink{}
-	for _, x := range s.Sensors {
-		d.sensors[x.Name] = x
-	}
 	var u struct{ Uplinks []live.Uplink }
-	if fetch(ctx, base+"/api/v1/uplinks", &u) == nil {
-		for _, x := range u.Uplinks {
-			d.uplinks[x.Name] = x
-		}
-	}
+	_ = fetch(ctx, "", base+"/api/v1/uplinks", &u) // without it only the broker's side is seen
+	d.runs = true
+	d.told(s.Sensors, u.Uplinks)
 }
 
-func fetch(ctx context.Context, url string, v any) error {
-	body, err := fetchText(ctx, url)
+func fetch(ctx context.Context, socket, url string, v any) error {
+	body, err := fetchText(ctx, socket, url)
 	if err != nil {
 		return err
 	}
 	return json.Unmarshal(body, v)
 }
 
-// fetchText gets a page of a daemon here, never through a proxy.
-func fetchText(ctx context.Context, url string) ([]byte, error) {
+// fetchText gets a page of a daemon here, through its socket if that is named, and
+// never through a proxy.
+func fetchText(ctx context.Context, socket, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
 	t := &http.Transport{DisableKeepAlives: true}
+	if socket != "" {
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}
+	}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
 		return nil, err
@@ -391,7 +426,11 @@ func checkConfig(_ context.Context, p *patient) []finding {
 		if len(p.c.Uplinks) > 0 {
 			to = destinations(p.c)
 		}
-		return []finding{ok(name, "%s: gateway %s, %d sensors, %s", p.file, p.c.Gateway.ID, len(p.c.Sensors), to)}
+		found := []finding{ok(name, "%s: gateway %s, %d sensors, %s", p.file, p.c.Gateway.ID, len(p.c.Sensors), to)}
+		if why := p.daemon.refused; why != "" {
+			found = append(found, warn("in use", "gateway check "+p.file, "the daemon runs on the last configuration that worked; it refused this one: %s", why))
+		}
+		return found
 	case errors.Is(p.fault, os.ErrPermission),
 		isFaults && p.uid != 0 && !slices.ContainsFunc(f.list, func(x fault) bool { return !strings.Contains(x.text, "permission denied") }):
 		return []finding{skipped(name, "%s, or a secret it names, is not for this user: `sudo gateway doctor` sees it", p.file)}

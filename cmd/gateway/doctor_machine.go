@@ -26,9 +26,9 @@ import (
 	"campus-gateway/systemd"
 )
 
-// machine is what doctor and bundle look at. All that a check asks of the outside
+// computer is what doctor and bundle look at. All that a check asks of the outside
 // goes through it, so that a test can make each one fail.
-type machine struct {
+type computer struct {
 	root string // the system's files are read below it
 	self string // this program, to be started; empty: not to be
 	os   string
@@ -56,9 +56,9 @@ type clockSource struct {
 	ask  func(context.Context) error
 }
 
-func thisPi() *machine {
+func thisPi() *computer {
 	self, _ := os.Executable()
-	return &machine{
+	return &computer{
 		root: "/", self: self, os: runtime.GOOS, uid: os.Getuid(), now: time.Now, limit: checkLimit,
 		command: func(ctx context.Context, name string, args ...string) (string, error) {
 			var out bytes.Buffer
@@ -89,15 +89,15 @@ func thisPi() *machine {
 	}
 }
 
-func (m *machine) path(name string) string { return filepath.Join(m.root, name) }
+func (m *computer) path(name string) string { return filepath.Join(m.root, name) }
 
-func (m *machine) exists(name string) bool {
+func (m *computer) exists(name string) bool {
 	_, err := os.Stat(m.path(name))
 	return err == nil
 }
 
 // first is the first of these files that is there, else empty.
-func (m *machine) first(names ...string) string {
+func (m *computer) first(names ...string) string {
 	for _, n := range names {
 		if m.exists(n) {
 			return n
@@ -107,7 +107,7 @@ func (m *machine) first(names ...string) string {
 }
 
 // read is a small file's text without its end of line; empty if it cannot be read.
-func (m *machine) read(name string) string {
+func (m *computer) read(name string) string {
 	b, err := os.ReadFile(m.path(name))
 	if err != nil {
 		return ""
@@ -115,13 +115,13 @@ func (m *machine) read(name string) string {
 	return strings.Trim(string(b), "\x00\n ")
 }
 
-func (m *machine) glob(pattern string) []string {
+func (m *computer) glob(pattern string) []string {
 	found, _ := filepath.Glob(m.path(pattern)) // a bad pattern is our own
 	return found
 }
 
 // logDir is the folder of the log, as configured or by default.
-func (m *machine) logDir(c *config) string {
+func (m *computer) logDir(c *config) string {
 	if c != nil {
 		return c.Log.Dir
 	}
@@ -129,7 +129,7 @@ func (m *machine) logDir(c *config) string {
 }
 
 // describe is the machine in a line.
-func (m *machine) describe() string {
+func (m *computer) describe() string {
 	system := cmp.Or(osName(m.read("/etc/os-release")), m.os)
 	if model := m.read("/proc/device-tree/model"); model != "" {
 		return model + ", " + system
@@ -139,19 +139,19 @@ func (m *machine) describe() string {
 
 // Files that are in one of two places: Raspberry Pi OS 12 moved /boot to
 // /boot/firmware.
-func (m *machine) boot(name string) string {
+func (m *computer) boot(name string) string {
 	return cmp.Or(m.first("/boot/firmware/"+name, "/boot/"+name), "/boot/firmware/"+name)
 }
 
 // The unit's places. What is in /etc is used, whatever the package brings.
 const ownUnit = "/etc/systemd/system/gateway.service"
 
-func (m *machine) packagedUnit() string {
+func (m *computer) packagedUnit() string {
 	return m.first("/usr/lib/systemd/system/gateway.service", "/lib/systemd/system/gateway.service")
 }
 
 // unit is what systemd says of the service; nil where it does not run.
-func (m *machine) unit(ctx context.Context) map[string]string {
+func (m *computer) unit(ctx context.Context) map[string]string {
 	out, err := m.command(ctx, "systemctl", "show", "gateway.service", "--no-pager",
 		"--property=LoadState,ActiveState,SubState,UnitFileState,FragmentPath,DropInPaths,NeedDaemonReload,NRestarts,Result,ExecMainStatus,StatusText")
 	if err != nil {
@@ -244,6 +244,8 @@ func active(p *patient, u map[string]string) finding {
 	switch state := u["ActiveState"]; {
 	case p.daemon.hangs != "":
 		return fail("running", "sudo systemctl restart gateway", "the daemon runs, but does not answer%s", again)
+	case len(p.daemon.hung) > 0:
+		return fail("running", "sudo systemctl restart gateway", "a part of the daemon does not turn: %s%s", strings.Join(p.daemon.hung, ", "), again)
 	case state == "active" && restarts >= 5:
 		return warn("running", journal, "active%s: it keeps ending", again)
 	case state == "active" || state == "reloading":
@@ -293,7 +295,7 @@ func checkSecrets(_ context.Context, p *patient) []finding {
 }
 
 // groupName is a group by its number.
-func (m *machine) groupName(gid uint32) string {
+func (m *computer) groupName(gid uint32) string {
 	for line := range strings.Lines(m.read("/etc/group")) {
 		if w := strings.Split(line, ":"); len(w) > 2 && w[2] == fmt.Sprint(gid) {
 			return w[0]
@@ -513,7 +515,7 @@ func (d daemon) sensor(s *sensorConfig) finding {
 	w, told := d.sensors[s.Name]
 	switch {
 	case d.sensors == nil:
-		return skipped(s.Name, "the daemon has it, and shows nothing over HTTP: see `gateway status`")
+		return skipped(s.Name, "the daemon has it, and shows it to nobody: see `gateway status`")
 	case !told:
 		return warn(s.Name, "sudo systemctl reload gateway", "the daemon that runs does not know this sensor: it has another configuration")
 	case w.State == gateway.OK:
@@ -687,7 +689,7 @@ func checkZones(_ context.Context, p *patient) []finding {
 type mount struct{ point, kind, source, options string }
 
 // mountOf is the mount that a path is on.
-func (m *machine) mountOf(path string) (best mount) {
+func (m *computer) mountOf(path string) (best mount) {
 	for line := range strings.Lines(m.read("/proc/self/mountinfo")) {
 		left, right, ok := strings.Cut(line, " - ")
 		l, r := strings.Fields(left), strings.Fields(right)
@@ -886,7 +888,7 @@ func checkJournal(_ context.Context, p *patient) []finding {
 
 // journalStorage is Storage= of journald.conf(5): of files with one name that in /etc
 // counts, then in /run; among names the last.
-func (m *machine) journalStorage() (storage, from string) {
+func (m *computer) journalStorage() (storage, from string) {
 	files := map[string]string{}
 	for _, dir := range []string{"/usr/lib", "/run", "/etc"} {
 		for _, f := range m.glob(dir + "/systemd/journald.conf.d/*.conf") {

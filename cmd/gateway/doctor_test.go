@@ -48,7 +48,7 @@ import (
 // clinic is a patient in good health, of which each test takes something away.
 type clinic struct {
 	t *testing.T
-	*machine
+	*computer
 	dir    string // beside the root
 	config string
 	unit   map[string]string
@@ -62,7 +62,7 @@ func newClinic(t *testing.T) *clinic {
 	dir := t.TempDir()
 	board := simulated{sim.NewBoard(sim.NewRoom(noon, 60))}
 	c := &clinic{t: t, dir: dir, wire: &wires{board: board, Host: board}}
-	c.machine = &machine{
+	c.computer = &computer{
 		root: filepath.Join(dir, "root"), os: "linux", uid: 1000, now: func() time.Time { return noon }, limit: checkLimit,
 		command: func(_ context.Context, name string, args ...string) (string, error) {
 			switch {
@@ -128,8 +128,8 @@ func newClinic(t *testing.T) *clinic {
 	return c
 }
 
-// hang never answers.
-func hang(_ http.ResponseWriter, r *http.Request) {
+// neverAnswer leaves a client waiting until it goes.
+func neverAnswer(_ http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body) // until then nobody sees that the client goes
 	<-r.Context().Done()
 }
@@ -203,6 +203,15 @@ func (c *clinic) answers(socket string, h http.HandlerFunc) {
 	srv := &http.Server{Handler: h}
 	c.t.Cleanup(func() { srv.Close() })
 	go srv.Serve(ln)
+}
+
+// public is a daemon that answers everybody on the machine.
+func (c *clinic) public(status string) {
+	c.answers(c.path("/run/gateway/status.sock"), func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/status" {
+			fmt.Fprint(w, status)
+		}
+	})
 }
 
 // view is a daemon's live view.
@@ -296,7 +305,7 @@ func (c *clinic) examine() *report {
 	if err := os.WriteFile(file, []byte(c.config), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
-	return examine(c.t.Context(), c.machine, file)
+	return examine(c.t.Context(), c.computer, file)
 }
 
 // wires are a host whose I2C bus can be broken. It counts what is done on it.
@@ -383,7 +392,10 @@ var diagnoses = []struct {
 	{"open folder of secrets", func(c *clinic) { c.mode("/etc/gateway/secrets", 0o755) }, "secrets", isWarning, "may be looked into by others", "sudo chmod 0700 /etc/gateway/secrets"},
 	{"open secret", func(c *clinic) { c.mode("/etc/gateway/secrets/token", 0o644) }, "secrets", isWarning, "others may read /etc/gateway/secrets/token", "sudo chmod 0600 /etc/gateway/secrets/token"},
 
+	{"configuration refused", func(c *clinic) { c.public(`{"gateway":"gw-1","configuration_refused":"x.yaml:2: no"}`) }, "in use", isWarning, "runs on the last configuration that worked; it refused this one: x.yaml:2: no", "gateway check"},
+
 	// Service.
+	{"task hangs", func(c *clinic) { c.public(`{"gateway":"gw-1","hung":["uplink campus"]}`) }, "running", isFailure, "does not turn: uplink campus", "restart gateway"},
 	{"masked", func(c *clinic) { c.link("/dev/null", ownUnit) }, "unit", isFailure, "masked", "sudo systemctl unmask gateway"},
 	{"not installed", func(c *clinic) { c.gone("/usr/lib/systemd/system/gateway.service") }, "unit", isWarning, "not installed", "sudo gateway install"},
 	{"run by hand", func(c *clinic) {
@@ -398,7 +410,7 @@ var diagnoses = []struct {
 	}, "enabled", isWarning, "does not start with the machine", "sudo systemctl enable gateway"},
 	{"unit changed", func(c *clinic) { c.unit["NeedDaemonReload"] = "yes" }, "reload", isWarning, "changed since systemd read it", "sudo systemctl daemon-reload"},
 	{"hangs", func(c *clinic) {
-		c.answers(filepath.Join(c.log(), socketName), hang)
+		c.answers(filepath.Join(c.log(), socketName), neverAnswer)
 	}, "running", isFailure, "does not answer", "sudo systemctl restart gateway"},
 	{"keeps ending", func(c *clinic) { c.unit["ActiveState"], c.unit["NRestarts"] = "active", "7" }, "running", isWarning, "restarted 7 times", "journalctl -u gateway"},
 	{"stopped", func(*clinic) {}, "running", isWarning, "stopped", "sudo systemctl start gateway"},
@@ -469,8 +481,11 @@ var diagnoses = []struct {
 	{"kernel's driver", func(c *clinic) { c.link("../../../bus/i2c/drivers/bme280_i2c", "/sys/bus/i2c/devices/1-0076/driver") }, "climate", isFailure,
 		"the kernel's driver bme280_i2c has taken i2c-1 address 0x76", "echo 1-0076 | sudo tee /sys/bus/i2c/drivers/bme280_i2c/unbind"},
 	{"daemon says gone", func(c *clinic) { c.view(`{"name":"climate","state":"gone","why":"no chip"}`, "") }, "climate", isFailure, "the daemon says: no chip", "gateway read bme280"},
+	{"daemon says gone, to everybody", func(c *clinic) {
+		c.public(`{"gateway":"gw-1","sensors":[{"name":"climate","state":"gone","why":"no chip"}]}`)
+	}, "climate", isFailure, "the daemon says: no chip", "gateway read bme280"},
 	{"daemon has another configuration", func(c *clinic) { c.view(`{"name":"other","state":"ok"}`, "") }, "climate", isWarning, "does not know this sensor", "sudo systemctl reload gateway"},
-	{"daemon without a view", func(c *clinic) { c.daemon(logState{Durable: "durable"}) }, "climate", isSkipped, "shows nothing over HTTP", ""},
+	{"daemon without a view", func(c *clinic) { c.daemon(logState{Durable: "durable"}) }, "climate", isSkipped, "shows it to nobody", ""},
 	{"no GPIO", func(c *clinic) { c.set("sensors:\n", "sensors:\n  - {name: door, driver: contact, pin: GPIO17}\n") }, "GPIO", isFailure, "there is no /dev/gpiochip*", "dmesg"},
 	{"GPIO not ours", func(c *clinic) {
 		c.set("sensors:\n", "sensors:\n  - {name: door, driver: contact, pin: GPIO17}\n")
@@ -580,7 +595,7 @@ var diagnoses = []struct {
 
 	// Log.
 	{"log hangs", func(c *clinic) {
-		c.answers(filepath.Join(c.log(), socketName), hang)
+		c.answers(filepath.Join(c.log(), socketName), neverAnswer)
 	}, "daemon", isFailure, "does not answer at", "sudo systemctl restart gateway"},
 	{"log answers nonsense", func(c *clinic) {
 		c.answers(filepath.Join(c.log(), socketName), func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no stat today", 500) })
@@ -659,13 +674,13 @@ var diagnoses = []struct {
 		c.tokenServer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 	}, "token", isFailure, "401", "ls -l /etc/gateway/secrets"},
 	{"token server hangs", func(c *clinic) {
-		c.tokenServer(hang)
+		c.tokenServer(neverAnswer)
 	}, "token", isFailure, "the token server has not answered", "curl -v http://"},
 	{"no broker", func(c *clinic) {
 		c.to(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 	}, "broker", isFailure, "502", "curl -v http://"},
 	{"broker hangs", func(c *clinic) {
-		c.to(hang)
+		c.to(neverAnswer)
 	}, "broker", isFailure, "connected, but no answer in time", "/version"},
 	{"may not write", func(c *clinic) {
 		c.to(func(w http.ResponseWriter, r *http.Request) {
@@ -755,9 +770,9 @@ func TestDoctor(t *testing.T) {
 				var r *report
 				switch c.config {
 				case "":
-					r = examine(t.Context(), c.machine, filepath.Join(c.dir, "none.yaml"))
+					r = examine(t.Context(), c.computer, filepath.Join(c.dir, "none.yaml"))
 				case "folder":
-					r = examine(t.Context(), c.machine, c.dir)
+					r = examine(t.Context(), c.computer, c.dir)
 				default:
 					r = c.examine()
 				}
@@ -847,7 +862,7 @@ func FuzzDoctorFiles(f *testing.F) {
 	f.Add("PRETTY_NAME=\x1b[2J\na b c d e f - g h\n\x00\xff")
 	f.Fuzz(func(t *testing.T, text string) {
 		root := t.TempDir()
-		m := &machine{root: root, os: "linux", now: func() time.Time { return noon },
+		m := &computer{root: root, os: "linux", now: func() time.Time { return noon },
 			command: func(context.Context, string, ...string) (string, error) { return text, nil },
 			zone:    func(string) (*time.Location, error) { return time.UTC, nil }}
 		for _, name := range []string{"/proc/self/mountinfo", "/etc/systemd/journald.conf", "/usr/lib/systemd/systemd-journald", "/etc/group", "/etc/passwd", "/etc/timezone", "/usr/lib/systemd/system/gateway.service",
@@ -857,7 +872,7 @@ func FuzzDoctorFiles(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		p := &patient{machine: m}
+		p := &patient{computer: m}
 		r := &report{Machine: m.describe()}
 		for _, look := range []func(context.Context, *patient) []finding{checkService, checkGroups, checkI2C, checkOneWire, checkPower, checkCgroup, checkClock, checkZones, checkPlace, checkHealth, checkJournal} {
 			r.Findings = append(r.Findings, look(t.Context(), p)...)
@@ -891,7 +906,7 @@ func TestDoctorLeavesTheBusAlone(t *testing.T) {
 			c.answers(c.path("/run/gateway/status.sock"), func(http.ResponseWriter, *http.Request) {})
 		},
 		"hanging": func(c *clinic) {
-			c.answers(filepath.Join(c.log(), socketName), hang)
+			c.answers(filepath.Join(c.log(), socketName), neverAnswer)
 		},
 		"unclear answer": func(c *clinic) {
 			c.answers(filepath.Join(c.log(), socketName), func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })

@@ -180,7 +180,7 @@ var (
 
 // learn reads every secret of this machine that it may read. m.root is above the
 // system's own files; those that a configuration names are where it says.
-func (s *scrubber) learn(m *machine, configuration, logDir string) {
+func (s *scrubber) learn(m *computer, configuration, logDir string) {
 	read := func(path string) {
 		if b, err := os.ReadFile(path); err == nil {
 			s.know(path, string(b))
