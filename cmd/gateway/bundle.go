@@ -298,7 +298,16 @@ func (b *bundler) parts(logDir string) []part {
 		{"state.txt", "the files of the state folder and the log", func(context.Context) (string, error) { return listing(b.path("/var/lib/gateway"), logDir) }},
 	}
 	if b.self != "" {
-		list = append(list, part{"status.json", "what gateway status says", run(b.self, "status", "--json")})
+		list = append(list, part{"status.json", "what gateway status says", func(ctx context.Context) (string, error) {
+			out, err := b.command(ctx, b.self, "status", "--json")
+			if err != nil && strings.HasPrefix(out, "{") {
+				err = nil // the status says that not all is well
+			}
+			if err != nil {
+				return "", fmt.Errorf("%w: %s", err, oneLine(strings.TrimSpace(out)))
+			}
+			return out, nil
+		}})
 	}
 	if b.os != "linux" {
 		return list
