@@ -46,6 +46,7 @@ root() {
   mirror=${DEBIAN_MIRROR:-$(sed -nE 's#^[^\#]*(https?://[^ ]+/debian)/?( .*)?$#\1#p' /etc/apt/sources.list \
     /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2> /dev/null | head -n 1 || true)}
   say "making a Debian 12 root file system, which takes a minute"
+  # shellcheck disable=SC2016 # $1 is the hook's
   # Masked: what would take the console or the network from us, or run by itself
   # in the middle of a test.
   mmdebstrap --quiet --variant=minbase --include=$packages \
@@ -64,15 +65,20 @@ boot() {
   [ "${GUEST_NAMESPACE:-}" ] || GUEST_NAMESPACE=1 exec unshare -m --propagation private "$here/guest.sh" boot "$dir"
   umount -R /sys/fs/cgroup 2> /dev/null || true
   mount -t cgroup2 none /sys/fs/cgroup || cannot "no cgroup version 2 can be mounted here"
+  mount -t tmpfs none /run/systemd || cannot "nothing can be mounted here" # nspawn leaves folders there
   # $$ keeps two guests apart.
   mkdir "/sys/fs/cgroup/guest-$$" || cannot "no cgroup can be made here"
+  local guest status=133
   trap 'kill -KILL "$guest"' TERM INT
-  ( echo "$BASHPID" > "/sys/fs/cgroup/guest-$$/cgroup.procs"
-    exec systemd-nspawn --quiet --directory="$dir" --machine="guest-$$" --register=no --keep-unit --private-network \
-      --notify-ready=yes --link-journal=no --resolv-conf=off --timezone=off --console="${GUEST_CONSOLE:-passive}" --boot \
-      systemd.show_status=0 ) &
-  guest=$!
-  wait "$guest" || true
+  while [ "$status" = 133 ]; do # it has rebooted: nspawn leaves the next start to its caller
+    ( echo "$BASHPID" > "/sys/fs/cgroup/guest-$$/cgroup.procs"
+      exec systemd-nspawn --quiet --directory="$dir" --machine="guest-$$" --register=no --keep-unit --private-network \
+        --notify-ready=yes --link-journal=no --resolv-conf=off --timezone=off --console="${GUEST_CONSOLE:-passive}" --boot \
+        systemd.show_status=0 ) &
+    guest=$!
+    status=0
+    wait "$guest" || status=$?
+  done
   # Nothing of it outlives it, also where nspawn was killed.
   for _ in {1..200}; do
     echo 1 > "/sys/fs/cgroup/guest-$$/cgroup.kill"

@@ -31,8 +31,9 @@ const patience = 60 * time.Second
 // guest is a machine with systemd: a container with processes, a network and
 // files of its own. Its methods are for one goroutine.
 type guest struct {
-	t      *testing.T
-	root   string // its root file system, seen from here
+	t      *testing.T // of the step that is done
+	whole  *testing.T // of the machine
+	root   string     // its root file system, seen from here
 	told   *net.UnixConn
 	script *exec.Cmd // the boot script, while the guest is on
 	output bytes.Buffer
@@ -75,7 +76,7 @@ func newGuest(t *testing.T) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	g := &guest{t: t, root: filepath.Join(dir, "root")}
+	g := &guest{t: t, whole: t, root: filepath.Join(dir, "root")}
 	if err := os.Mkdir(g.root, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -120,10 +121,10 @@ func (g *guest) boot() {
 		_ = g.told.SetReadDeadline(time.Now()) // nobody is told any more
 		close(ended)
 	}()
-	g.t.Cleanup(func() {
-		if g.on() && g.t.Failed() {
+	g.whole.Cleanup(func() {
+		if g.on() && g.whole.Failed() {
 			log, _ := g.try("journalctl --no-pager -o short-monotonic -n 80 -u gateway; systemctl status --no-pager gateway")
-			g.t.Logf("the journal's end:\n%s", log)
+			g.whole.Logf("the journal's end:\n%s", log)
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
@@ -196,13 +197,19 @@ func (g *guest) waitOff() {
 	}
 }
 
-// try runs a shell command as the guest's root.
+// try runs a shell command as the guest's root: what it has said, with its
+// complaints if it failed.
 func (g *guest) try(command string) (output string, ok bool) {
 	g.t.Helper()
 	cmd := exec.Command("timeout", "120", "nsenter", "-t", fmt.Sprint(g.pid), "-a", "--", "sh", "-c", command)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "HOME=/root"}
-	out, err := cmd.CombinedOutput()
-	return strings.TrimSpace(string(out)), err == nil
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Sprintf("%s%s%v", out, stderr.String(), err), false
+	}
+	return strings.TrimSpace(string(out)), true
 }
 
 // run runs a shell command that must succeed.
@@ -271,14 +278,12 @@ func (g *guest) await(what string, holds func() bool) time.Duration {
 // step is a part of a test that leaves the machine to the next part. A part that
 // fails ends the test: the next one would stand on it.
 func (g *guest) step(name string, f func()) {
-	whole := g.t
-	defer func() { g.t = whole }()
-	if !whole.Run(name, func(t *testing.T) {
+	defer func() { g.t = g.whole }()
+	if !g.whole.Run(name, func(t *testing.T) {
 		g.t = t
 		f()
 	}) {
-		g.t = whole
-		whole.FailNow()
+		g.whole.FailNow()
 	}
 }
 
@@ -343,7 +348,7 @@ type broker struct {
 	server *http.Server // while it is up
 
 	mu       sync.Mutex
-	refuse   string         // answer 401 to all but this Authorization; "" lets in everybody
+	refuse   string         // see admit; "" lets in everybody
 	seen     map[string]int // requests by Authorization
 	arrivals []arrival      // in their order
 }
@@ -373,6 +378,20 @@ func (b *broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b.Broker.ServeHTTP(w, r)
+}
+
+// admit answers 401 to all but one Authorization from now on.
+func (b *broker) admit(authorization string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuse = authorization
+}
+
+// saw is how many requests came with an Authorization.
+func (b *broker) saw(authorization string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen[authorization]
 }
 
 func (b *broker) put(u sandbox.Update) {
@@ -418,7 +437,7 @@ func (b *broker) up() {
 	}
 	server := &http.Server{Handler: b}
 	b.server = server
-	b.guest.t.Cleanup(func() { server.Close() })
+	b.guest.whole.Cleanup(func() { server.Close() })
 	go func() { _ = server.Serve(ln) }() // until it is closed
 }
 
