@@ -321,10 +321,8 @@ func (c *Clock) Run(ctx context.Context) error {
 	}
 	defer c.Rest()
 	for ctx.Err() == nil {
-		c.Beat(time.Duration(len(c.Sources))*askTimeout + grace)
-		again := c.look(ctx)
-		c.Beat(again + grace)
-		pause(ctx, again)
+		c.Beat(time.Duration(len(c.Sources))*askTimeout + betterEach + grace)
+		pause(ctx, c.look(ctx))
 	}
 	return nil
 }

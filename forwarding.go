@@ -17,7 +17,8 @@ const (
 
 	readSize = 500
 
-	// The look at a long backlog may take so long, at worst, from a slow card.
+	// It turns once a minute at least; the look at a long backlog may take some more,
+	// from a slow card.
 	longestTurn = 5 * time.Minute
 )
 
@@ -162,9 +163,7 @@ func (f *forwarding) run(stop <-chan struct{}) {
 		if f.undated {
 			changed = f.changed
 		}
-		wait := f.pause(now)
-		f.Beat(wait + grace)
-		timer.Reset(wait)
+		timer.Reset(f.pause(now))
 		select {
 		case fl := <-f.landed:
 			f.land(fl)
@@ -185,7 +184,7 @@ func (f *forwarding) may(now time.Time) bool {
 
 // pause is how long nothing needs doing unless something happens.
 func (f *forwarding) pause(now time.Time) time.Duration {
-	next := now.Add(grace)
+	next := now.Add(time.Minute)
 	sooner := func(t time.Time) {
 		if t.After(now) && t.Before(next) {
 			next = t

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -40,9 +41,10 @@ func TestWhatIsAHungLoop(t *testing.T) {
 		open  error
 		hung  bool
 	}{
-		"all is well":  {sense: func(context.Context, <-chan struct{}) ([]Value, error) { return []Value{{Temperature, 20.}}, nil }},
-		"a silent bus": {sense: func(ctx context.Context, _ <-chan struct{}) ([]Value, error) { <-ctx.Done(); return nil, ctx.Err() }},
-		"no chip":      {open: errors.New("remote I/O error")},
+		"all is well":   {sense: func(context.Context, <-chan struct{}) ([]Value, error) { return []Value{{Temperature, 20.}}, nil }},
+		"a silent bus":  {sense: func(ctx context.Context, _ <-chan struct{}) ([]Value, error) { <-ctx.Done(); return nil, ctx.Err() }},
+		"a closed door": {},
+		"no chip":       {open: errors.New("remote I/O error")},
 		"a driver's fault": {sense: func(_ context.Context, stop <-chan struct{}) ([]Value, error) {
 			<-stop
 			return nil, errors.New("stopped")
@@ -53,7 +55,12 @@ func TestWhatIsAHungLoop(t *testing.T) {
 				stop := make(chan struct{})
 				p := &Poller{
 					Name: "x", Every: 10 * time.Minute, Stamp: func() Stamp { return Stamp{} }, Put: func(Reading) {},
-					Open: func(context.Context) (Resource, error) { return senses{x.sense, stop}, x.open },
+					Open: func(context.Context) (Resource, error) {
+						if x.sense == nil && x.open == nil {
+							return silent{}, nil
+						}
+						return senses{x.sense, stop}, x.open
+					},
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
@@ -86,6 +93,49 @@ type senses struct {
 func (s senses) Sense(ctx context.Context) ([]Value, error) { return s.sense(ctx, s.stop) }
 func (senses) Halt() error                                  { return nil }
 func (senses) String() string                               { return "x" }
+
+// silent is a Watcher that never sees anything.
+type silent struct{}
+
+func (silent) Watch(ctx context.Context, _ func([]Value)) error { <-ctx.Done(); return nil }
+func (silent) Halt() error                                      { return nil }
+func (silent) String() string                                   { return "silent" }
+
+// A source of time that does not come back hangs the clock; one that is silent
+// does not.
+func TestClockTurns(t *testing.T) {
+	for _, stuck := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			free := make(chan struct{})
+			c := NewClock()
+			c.Log = slog.New(slog.DiscardHandler)
+			c.Sources = []Source{{Name: "x", Ask: func(ctx context.Context) (time.Time, time.Duration, error) {
+				if stuck {
+					<-free
+				}
+				<-ctx.Done()
+				return time.Time{}, 0, ctx.Err()
+			}}, {Name: "y", Ask: func(ctx context.Context) (time.Time, time.Duration, error) { return time.Time{}, 0, errors.New("no") }}}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- c.Run(ctx) }()
+			hung := false
+			for range 3 * 60 * 60 {
+				time.Sleep(time.Second)
+				hung = hung || c.Overdue() > 0
+			}
+			if hung != stuck {
+				t.Errorf("stuck: %v, hung: %v", stuck, hung)
+			}
+			close(free)
+			cancel()
+			<-done
+			if c.Overdue() > 0 {
+				t.Error("one that has ended is hung")
+			}
+		})
+	}
+}
 
 // stuckQueue does not answer any more once it is stuck: a deadlock in the log.
 type stuckQueue struct {

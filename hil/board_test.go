@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,11 +38,15 @@ type board struct {
 	commands int
 	in       io.Writer
 	lines    chan string // what the serial line says; closed when the board is off
+	up       time.Time   // when it said so
+	kernel   float64     // seconds since the kernel's start, then
 	qmp      net.Conn    // QEMU's machine protocol: the chips' values
 	replies  *json.Decoder
 	qtest    net.Conn // QEMU's test protocol: input lines
 	answers  *bufio.Reader
 }
+
+var kernelClock = regexp.MustCompile(`kernel clock ([0-9.]+) s`)
 
 // boot starts a board with files in its /hil. Where that cannot be had the test
 // is skipped, or with HIL_REQUIRED set, failed.
@@ -78,7 +83,9 @@ func boot(t *testing.T, name string, files ...string) *board {
 		}
 		_ = cmd.Wait() // killed
 	})
-	if _, err := b.until("board is up", prepareAndBoot); err != nil {
+	up, err := b.until("board is up", prepareAndBoot)
+	b.up = time.Now()
+	if err != nil {
 		cancel()
 		exit := cmd.Wait()
 		if e := (*exec.ExitError)(nil); errors.As(exit, &e) && e.ExitCode() == 77 {
@@ -90,6 +97,9 @@ func boot(t *testing.T, name string, files ...string) *board {
 			}
 		}
 		t.Fatalf("boot: %v (%v)\n%s", err, exit, stderr.String())
+	}
+	if clock := kernelClock.FindStringSubmatch(up); clock != nil {
+		b.kernel, _ = strconv.ParseFloat(clock[1], 64)
 	}
 	work := filepath.Join("..", "build", "hil", name)
 	b.qmp, b.qtest = dial(t, filepath.Join(work, "qmp.sock")), dial(t, filepath.Join(work, "qtest.sock"))

@@ -1,7 +1,8 @@
 #!/bin/sh
 # PID 1 of the virtual board: loads the modules, sets the clock and the network,
 # and gives a shell on the serial line: one for people, or, with hil.plain, one
-# without prompt and echo for a program. `reboot -f` switches the board off.
+# without prompt and echo for a program. What is in the file `start` is done before.
+# `reboot -f` switches the board off.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/hil
 mount -t proc proc /proc
@@ -20,6 +21,8 @@ if [ -e /sys/class/net/eth0 ]; then # QEMU's user network: the host is 10.0.2.2
   ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2
 fi
 cd /hil || exit
+# shellcheck source=/dev/null
+if [ -e start ]; then . ./start; fi
 if grep -q hil.plain /proc/cmdline; then stty -echo; fi
 echo "board is up: $(uname -rm), kernel clock $(cut -d' ' -f1 /proc/uptime) s"
 if grep -q hil.plain /proc/cmdline; then

@@ -49,7 +49,7 @@ func TestSabrelite(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := boot(t, "sabrelite", yaml,
-		build(t, "arm", "gateway", "../cmd/gateway", "build"),
+		packaged(t, "linux-armv6"),
 		build(t, "arm", "bus.test", "../drivers/bus", "test", "-c", "-tags", "hil"))
 	b.sh("i2ctransfer -y 1 w1@0x70 0x01") // the mux: plugged in
 	b.sh("echo tmp105 0x48 > /sys/bus/i2c/devices/i2c-1/new_device")
@@ -159,6 +159,39 @@ func TestSabrelite(t *testing.T) {
 	b.step("it ends when told to", func(t *testing.T) { b.stop() })
 }
 
+// A board that starts the gateway as its init would: how long the lab waits, after
+// a power cut, for its first reading at the broker.
+func TestStart(t *testing.T) {
+	first := make(chan time.Time, 1)
+	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: func(u sandbox.Update) {
+		if u.Type == "WeatherObserved" {
+			select {
+			case first <- time.Now():
+			default:
+			}
+		}
+	}}))
+	defer server.Close()
+	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	dir := t.TempDir()
+	yaml, start := filepath.Join(dir, "gateway.yaml"), filepath.Join(dir, "start")
+	for file, text := range map[string]string{
+		yaml:  fmt.Sprintf(gatewayYAML, port),
+		start: "./gateway run --config gateway.yaml > /tmp/gateway.log 2>&1 &\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := boot(t, "sabrelite", yaml, start, packaged(t, "linux-armv6"))
+	select {
+	case at := <-first:
+		t.Logf("from the start of the kernel to the first delivered reading: %.1f s", b.kernel+at.Sub(b.up).Seconds())
+	case <-time.After(2 * time.Minute):
+		t.Fatalf("nothing arrived:\n%s", b.sh("cat /tmp/gateway.log"))
+	}
+}
+
 func TestRaspberryPi(t *testing.T) {
 	yaml := filepath.Join(t.TempDir(), "gateway.yaml")
 	if err := os.WriteFile(yaml, []byte(`
@@ -172,7 +205,7 @@ sensors:
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b := boot(t, "raspi3b", yaml, build(t, "arm64", "gateway", "../cmd/gateway", "build"))
+	b := boot(t, "raspi3b", yaml, packaged(t, "linux-arm64"))
 
 	b.step("read measures once", func(t *testing.T) {
 		for _, c := range []float64{23.5, -40, 125} {
@@ -212,7 +245,28 @@ sensors:
 			}
 			time.Sleep(300 * time.Millisecond)
 		}
+		if out := b.sh("./gateway status --dir /tmp/log --json"); strings.Contains(out, `"hung"`) {
+			t.Errorf("the watchdog would take a hung bus for a hung loop: %s", out)
+		}
 	})
+}
+
+// packaged builds the program as the Debian package has it: for armhf that is
+// ARMv6, which every Pi can run.
+func packaged(t *testing.T, target string) string {
+	t.Helper()
+	if out, err := exec.Command("make", "-C", "..", target).CombinedOutput(); err != nil {
+		t.Fatalf("make %s: %v\n%s", target, err, out)
+	}
+	program, err := os.ReadFile("../build/gateway-" + target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "gateway")
+	if err := os.WriteFile(file, program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // build compiles a package for a board and returns the file.

@@ -232,7 +232,7 @@ func askAt(ctx context.Context, socket, method, path string) (io.ReadCloser, err
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOTDIR):
 		return nil, errNoDaemon
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%s: this user may not ask there: use sudo, or the daemon's user", socket)
+		return nil, fmt.Errorf("%s: %w: use sudo, or be the daemon's user", socket, fs.ErrPermission)
 	case err != nil:
 		return nil, err
 	}

@@ -181,18 +181,19 @@ func (s status) print(w io.Writer, now time.Time) error {
 		row("uplink "+u.Name, how)
 	}
 	if len(s.Uplinks) == 0 {
-		row("uplink", "none: write one into "+s.Config+", `broker: {url: http://…}`")
+		row("uplink", "none: write `broker: {url: \"http://…\"}` into "+s.Config)
 	}
-	clock := "right, by " + s.Clock
-	if s.Clock == "" {
-		clock = "not known to be right: is NTP blocked here? `timedatectl` tells"
+	switch s.Clock {
+	case "":
+		row("clock", "not known to be right: is NTP blocked here? `timedatectl` tells")
+	case trusted:
+		row("clock", "taken as it is")
+	default:
+		row("clock", "right, by "+s.Clock)
 	}
-	row("clock", clock)
-	how := s.Config
 	if s.Refused != "" {
-		how += " is refused, an earlier one runs: `gateway check " + s.Config + "` shows what is wrong"
+		row("configuration", s.Config+" is refused, an earlier one runs: `gateway check "+s.Config+"` shows what is wrong")
 	}
-	row("configuration", how)
 	for _, x := range s.Hung {
 		row("hung", x)
 	}
