@@ -13,7 +13,7 @@ TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 
 SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm)
 
-.PHONY: build test race lint cross demo hil bench torture planted package reproducible clean $(TARGETS)
+.PHONY: build test race lint cross demo hil bench torture planted package version reproducible clean $(TARGETS)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -63,6 +63,9 @@ bench: ## speed and wear, next to alternatives in the same run; fails where a ba
 
 package: cross ## .debs, tarballs, bill of materials and checksums; VERSION=1.2.3 names the version
 	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' deploy/raspi/package
+
+version: ## as the .debs and programs say it
+	@echo '$(VERSION)'
 
 reproducible: ## packages the last commit twice, in two folders, and compares every byte
 	.ci/reproducible
