@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"os"
 	"os/exec"
 	"path"
 	"slices"
@@ -20,23 +21,34 @@ var house = map[string][]string{
 	"campus-gateway/live":         {"campus-gateway", "github.com/VictoriaMetrics/metrics"},
 	"campus-gateway/ngsi":         {"campus-gateway", "github.com/eclipse/paho.mqtt.golang"},
 	"campus-gateway/ngsi/sandbox": {},
-	"campus-gateway/systemd":      {"github.com/godbus/dbus/v5"},
+	"campus-gateway/systemd":      {"github.com/godbus/dbus/v5", "github.com/kardianos/service"},
 	"campus-gateway/cmd/gateway": {
 		"campus-gateway", "campus-gateway/buffer", "campus-gateway/drivers", "campus-gateway/drivers/bus", "campus-gateway/drivers/sim",
 		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd",
-		"github.com/spf13/cobra", "go.yaml.in/yaml/v3", "golang.org/x/term", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
+		"github.com/kardianos/service", "github.com/spf13/cobra", "go.yaml.in/yaml/v3", "golang.org/x/term", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
 	},
-	"campus-gateway/hil": {}, // tests only
+	"campus-gateway/hil":          {}, // tests only
+	"campus-gateway/deploy/raspi": {}, // tests only
 }
 
 var nameless = []string{"util", "utils", "common", "helper", "helpers", "types", "models", "pkg", "internal", "misc"}
 
 func TestArrows(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}} {{join .Imports " "}}{{end}}`, "./...").CombinedOutput()
+	for _, system := range []string{"linux", "windows", "darwin"} {
+		t.Run(system, func(t *testing.T) { arrows(t, system) })
+	}
+}
+
+func arrows(t *testing.T, system string) {
+	list := exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}} {{join .Imports " "}}{{end}}`, "./...")
+	list.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+	out, err := list.CombinedOutput()
 	if err != nil {
 		t.Fatalf("go list: %v\n%s", err, out)
 	}
-	standard, err := exec.Command("go", "list", "std").Output()
+	ofGo := exec.Command("go", "list", "std")
+	ofGo.Env = list.Env
+	standard, err := ofGo.Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -443,11 +443,11 @@ func lockFolder(dir string) (*os.File, error) {
 		return nil, err
 	}
 	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err = tryLock(f, true)
 		if err == nil {
 			break
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
+		if !errors.Is(err, errInUse) {
 			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
@@ -476,7 +476,7 @@ func inUse(dir string) error {
 		return nil // there never was one
 	}
 	defer f.Close()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
+	if err := tryLock(f, false); errors.Is(err, errInUse) {
 		return usedBy(f.Name())
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -402,7 +403,12 @@ func setAside(path string) (string, error) {
 	return aside, errors.Join(os.Rename(path, aside), syncDir(filepath.Dir(path)))
 }
 
+// syncDir makes a folder's entries durable: which files there are, under which
+// names.
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" { // which cannot be told to; NTFS keeps a journal of them
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

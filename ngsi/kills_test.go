@@ -89,7 +89,9 @@ func beBroker(life string) error {
 	}
 	die := func(at string) {
 		if left == 0 && at == moment {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			if self, err := os.FindProcess(os.Getpid()); err == nil {
+				_ = self.Kill()
+			}
 			select {}
 		}
 	}

@@ -32,7 +32,7 @@ func main() {
 		debug.SetMemoryLimit(48 << 20) // a Pi has processor time to spare rather than memory, from here on
 	}
 	log.SetOutput(io.Discard) // periph's GPIO driver writes there what its callers are told anyway
-	os.Exit(execute(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(managed(ctx, func(ctx context.Context, stderr io.Writer) int { return execute(ctx, os.Args[1:], os.Stdout, stderr) }))
 }
 
 // statusError is an error with an exit status of its own.
@@ -91,6 +91,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	root.AddCommand(newRun(), newStatus(), newDemo(), newBench(), newCheck(), newInit(), newDrivers(), newRead(), newBuffer(), newContexts(), newInspect(), newVersion())
+	root.AddCommand(newServiceCommands()...)
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
 		c, rest, err := root.Find(args)
 		if err != nil || len(rest) > 0 {
