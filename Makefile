@@ -14,7 +14,7 @@ ELSEWHERE := windows-amd64 darwin-arm64
 
 SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm guest.sh)
 
-.PHONY: build test race lint cross elsewhere demo hil smoke lifecycle bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
+.PHONY: build test race lint cross elsewhere demo hil smoke lifecycle packaged bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -65,13 +65,14 @@ demo: build ## the whole job with simulated chips and a broker of its own
 hil: ## the ARM builds on virtual boards with a real kernel, I2C and GPIO
 	go test -tags hil -count=1 -timeout 20m -v ./hil/
 
-smoke: ## the package on a Debian that boots: from dpkg -i to the first reading (root; mmdebstrap, systemd-nspawn)
-	@ls build/gateway_*.deb >/dev/null 2>&1 || $(MAKE) package
+smoke: packaged ## the package on a Debian that boots: from dpkg -i to the first reading (root; Debian)
 	go test -tags lifecycle -count=1 -timeout 15m -v -run '^TestSmoke$$' ./deploy/raspi/
 
-lifecycle: ## the package's whole life there: reboots, power cuts, hangs, leaks, upgrades, secrets
-	@ls build/gateway_*.deb >/dev/null 2>&1 || $(MAKE) package
+lifecycle: packaged ## the package's whole life there: hangs, leaks, power cuts, upgrades, secrets; some minutes
 	go test -tags lifecycle -count=1 -timeout 30m -parallel 8 -v ./deploy/raspi/
+
+packaged: # what is here as packages: made unless those of this commit are there
+	@$(if $(DIRTY),,ls build/gateway_$(VERSION)_*.deb >/dev/null 2>&1 ||) $(MAKE) package
 
 bench: ## speed and wear, next to alternatives in the same run; fails where a bar is missed (BENCH_REPORT=1: tells only)
 	go test -run '^$$' -bench . -benchtime 1s ./...

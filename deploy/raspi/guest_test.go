@@ -408,7 +408,7 @@ func (b *broker) put(u sandbox.Update) {
 		if err != nil {
 			panic(err) // the sandbox refuses such times
 		}
-		a.at = at
+		a.at = at.UTC()
 		a.attrs += " " + attr.Name
 	}
 	b.mu.Lock()

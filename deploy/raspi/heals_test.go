@@ -202,10 +202,10 @@ func TestHeals(t *testing.T) {
 		g.run("systemctl restart " + unit)
 		b.next()
 		for command, want := range map[string]string{
-			"gateway status":                         configFile + " is refused, an earlier one runs",
-			"gateway status --json":                  "bme289",
-			"systemctl status " + unit:               "the configuration is faulty",
-			"gateway check " + configFile + "; true": "bme289",
+			"gateway status":                configFile + " is refused, an earlier one runs",
+			"gateway status --json":         "bme289",
+			"systemctl status " + unit:      "the configuration is faulty",
+			"! gateway check " + configFile: "bme289",
 		} {
 			if text := g.run(command + " 2>&1"); !strings.Contains(text, want) {
 				g.t.Errorf("`%s` does not say %q:\n%s", command, want, text)
