@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -609,6 +610,9 @@ func writeBoots(file string, boots []boot) (err error) {
 	}
 	if err := os.Rename(file+".new", file); err != nil {
 		return err
+	}
+	if runtime.GOOS == "windows" { // where a folder cannot be flushed
+		return nil
 	}
 	d, err := os.Open(dir)
 	if err != nil {

@@ -524,11 +524,11 @@ func (s *Service) Uninstall(ctx context.Context) error {
 	if waiting != "" {
 		waiting = ": " + waiting
 	}
-	fmt.Fprintf(s.Out, "kept: %s (configuration and secrets), %s (the log%s), the user gateway\n", configDir, stateDir, waiting)
+	fmt.Fprintf(s.Out, "kept: %s (configuration and secrets), %s (the log%s), the user gateway, this program (%s)\n", configDir, stateDir, waiting, s.Executable)
 	if _, err := os.Stat(s.path(handUnit + ".d")); err == nil {
 		fmt.Fprintf(s.Out, "kept, too: %s (settings of this site)\n", handUnit+".d")
 	}
-	fmt.Fprintf(s.Out, "to lose them, too: sudo rm -r %s %s && sudo userdel gateway\n", configDir, stateDir)
+	fmt.Fprintf(s.Out, "to lose the configuration and the readings, too: sudo rm -r %s %s && sudo userdel gateway\n", configDir, stateDir)
 	if installed(s.root).By == Package {
 		fmt.Fprintln(s.Out, "the package's unit is there, too: sudo gateway install enables and starts it")
 	}

@@ -250,6 +250,11 @@ func TestInstall(t *testing.T) {
 	if said := m.install("/opt/gw/gateway"); !strings.Contains(said, "wrote "+handUnit+" anew") || m.runs != "/opt/gw/gateway" || !slices.Contains(m.calls, "systemctl daemon-reload") {
 		t.Errorf("from elsewhere: %q, runs %s, %q", said, m.runs, m.calls)
 	}
+	starts := m.starts
+	m.write(handUnit, m.read(handUnit)+"# of an older version\n", 0o644)
+	if said := m.install("/opt/gw/gateway"); !strings.HasPrefix(said, "wrote "+handUnit+" anew\nrestarted it") || m.starts != starts+1 {
+		t.Errorf("an older unit of the same program: %q, %d starts", said, m.starts-starts)
+	}
 	if m.read(configFile) != "mine" {
 		t.Errorf("the configuration was touched: %q", m.read(configFile))
 	}

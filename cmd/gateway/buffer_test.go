@@ -90,6 +90,9 @@ sensors:
 	if s := look(); s.Daemon || s.Waiting < strings.Count(live, "\n") {
 		t.Errorf("%+v", s)
 	}
+	if got, want := undelivered(t.Context(), file), fmt.Sprintf("%d readings that are not delivered yet", state.Waiting); got != want {
+		t.Errorf("gateway uninstall says %q, want %q", got, want)
+	}
 	all := ask("export", "-c", file)
 	if !strings.HasPrefix(all, early) || !strings.HasPrefix(all, live) {
 		t.Error("the files say otherwise than the daemon")

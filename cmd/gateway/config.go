@@ -103,12 +103,12 @@ func (s *sensorConfig) place() drivers.Place {
 }
 
 // stateDir is where the log lives unless told otherwise: what systemd gives the
-// service, else the packaged folder.
+// service, else this system's folder.
 func stateDir() string {
 	if d := os.Getenv("STATE_DIRECTORY"); d != "" {
 		return filepath.Join(d, "log")
 	}
-	return "/var/lib/gateway/log"
+	return filepath.Join(homeDir(), "log")
 }
 
 func defaultConfig() config {

@@ -25,7 +25,7 @@ with a first configuration.`
 	serviceName = "gateway"
 )
 
-// homeDir is where the service keeps what is its own.
+// homeDir is where the daemon keeps what is its own, and its configuration.
 func homeDir() string {
 	if runtime.GOOS == "windows" {
 		return filepath.Join(cmp.Or(os.Getenv("ProgramData"), `C:\ProgramData`), "gateway")
@@ -50,8 +50,7 @@ func newService(_ context.Context, executable string, args []string, out io.Writ
 	s.Service, err = service.New(nil, &service.Config{
 		Name: serviceName, DisplayName: "Campus gateway", Description: "Campus gateway: sensors to FIWARE",
 		Executable: executable, Arguments: args,
-		EnvVars: map[string]string{"STATE_DIRECTORY": homeDir()},
-		Option:  service.KeyValue{"RunAtLoad": true, "OnFailure": "restart", "OnFailureDelayDuration": "2s"},
+		Option: service.KeyValue{"RunAtLoad": true, "OnFailure": "restart", "OnFailureDelayDuration": "2s"},
 	})
 	return s, err
 }

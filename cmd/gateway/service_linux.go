@@ -16,6 +16,9 @@ the Debian package is installed, it only enables and starts that.`
 	installExample = "  sudo gateway install"
 )
 
+// homeDir is where the daemon keeps what is its own.
+func homeDir() string { return "/var/lib/gateway" }
+
 func newService(ctx context.Context, executable string, args []string, out io.Writer) (machineService, error) {
 	if len(args) > 0 {
 		return nil, usage(errors.New("install takes nothing: here the service runs `gateway run`; for the demo: gateway demo"))
