@@ -12,14 +12,13 @@
 # Exit status 77: this machine cannot have the guest; the last line says why.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-work=$here/../../build/lifecycle
-mkdir -p "$work"
-work=$(realpath "$work")
-
 say() { echo "guest: $*" >&2; }
 cannot() { say "$*"; exit 77; }
 
 [ "$(id -u)" = 0 ] || cannot "root is needed to boot a guest"
+work=$here/../../build/lifecycle
+mkdir -p "$work"
+work=$(realpath "$work")
 
 # What the gateway's Debian has that the smallest one has not: udev and kmod for
 # devices, dbus for timedate1, the authorities that its package wants, iproute2 and
@@ -62,6 +61,7 @@ root() {
 # a mount of version 2 of its own, in a mount namespace of its own.
 boot() {
   local dir=$1
+  unshare -m true 2> /dev/null || cannot "no mount namespace can be made here"
   [ "${GUEST_NAMESPACE:-}" ] || GUEST_NAMESPACE=1 exec unshare -m --propagation private "$here/guest.sh" boot "$dir"
   umount -R /sys/fs/cgroup 2> /dev/null || true
   mount -t cgroup2 none /sys/fs/cgroup || cannot "no cgroup version 2 can be mounted here"

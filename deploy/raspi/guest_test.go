@@ -38,6 +38,7 @@ type guest struct {
 	script *exec.Cmd // the boot script, while the guest is on
 	output bytes.Buffer
 	off    chan struct{} // closed when the script has ended
+	exit   int           // its exit status, then
 	pid    int           // of the guest's PID 1, here
 	born   time.Time     // when that began
 }
@@ -46,16 +47,20 @@ type guest struct {
 // skipped, or with LIFECYCLE_REQUIRED set, failed.
 var makeRoot = sync.OnceValues(func() (skip string, err error) {
 	out, err := exec.Command("./guest.sh", "root").CombinedOutput()
-	text := strings.TrimSpace(string(out))
-	last := strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "guest: ")
 	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.ExitCode() == 77 {
-		return last, nil
+		return lastLine(string(out)), nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("guest.sh root: %w\n%s", err, text)
+		return "", fmt.Errorf("guest.sh root: %w\n%s", err, out)
 	}
 	return "", nil
 })
+
+// lastLine is what guest.sh has said last.
+func lastLine(text string) string {
+	text = strings.TrimSpace(text)
+	return strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "guest: ")
+}
 
 // newGuest makes a machine that is off. Its clock counts as set by the network.
 func newGuest(t *testing.T) *guest {
@@ -85,7 +90,12 @@ func newGuest(t *testing.T) *guest {
 	}
 	// A container cannot set the clock, so timesyncd does not run in it: this is what it leaves.
 	g.write("/etc/tmpfiles.d/synchronized.conf", 0o644, "d /run/systemd/timesync 0755\nf /run/systemd/timesync/synchronized 0644\n")
-	if g.told, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"}); err != nil {
+	short, err := os.MkdirTemp("", "guest-") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(short) })
+	if g.told, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(short, "notify"), Net: "unixgram"}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.told.Close() })
@@ -122,7 +132,11 @@ func (g *guest) boot() {
 		close(ended)
 	}()
 	g.whole.Cleanup(func() {
-		if g.on() && g.whole.Failed() {
+		if !g.on() {
+			if g.whole.Failed() {
+				g.whole.Log("the guest is off; it said: ", g.output.String())
+			}
+		} else if g.whole.Failed() {
 			log, _ := g.try("journalctl --no-pager -o short-monotonic -n 80 -u gateway; systemctl status --no-pager gateway")
 			g.whole.Logf("the journal's end:\n%s", log)
 		}
@@ -148,7 +162,10 @@ func (g *guest) started() {
 	for b := make([]byte, 4096); ; {
 		n, err := g.told.Read(b)
 		if err != nil {
-			g.t.Fatalf("the guest did not boot: %v\n%s", err, g.output.String())
+			if !g.on() && g.exit == 77 {
+				cannot(g.t, lastLine(g.output.String()))
+			}
+			g.t.Fatalf("the guest did not boot: %v", err)
 		}
 		for line := range strings.Lines(string(b[:n])) {
 			line = strings.TrimSpace(line)
@@ -348,6 +365,7 @@ type broker struct {
 	server *http.Server // while it is up
 
 	mu       sync.Mutex
+	silent   bool           // take requests and never answer
 	refuse   string         // see admit; "" lets in everybody
 	seen     map[string]int // requests by Authorization
 	arrivals []arrival      // in their order
@@ -371,13 +389,24 @@ func (b *broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	token := r.Header.Get("Authorization")
 	b.mu.Lock()
 	b.seen[token]++
-	refused := b.refuse != "" && token != b.refuse
+	refused, silent := b.refuse != "" && token != b.refuse, b.silent
 	b.mu.Unlock()
+	if silent {
+		<-r.Context().Done() // the client's patience
+		return
+	}
 	if refused {
 		http.Error(w, `{"error":"Unauthorized","description":"no valid token"}`, http.StatusUnauthorized)
 		return
 	}
 	b.Broker.ServeHTTP(w, r)
+}
+
+// answer says whether it answers from now on.
+func (b *broker) answer(yes bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.silent = !yes
 }
 
 // admit answers 401 to all but one Authorization from now on.

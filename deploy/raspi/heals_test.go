@@ -42,6 +42,15 @@ func TestFreshInstall(t *testing.T) {
 			g.t.Errorf("it is %s and %s", g.property("ActiveState"), g.property("UnitFileState"))
 		}
 	})
+	g.step("everybody on the machine may ask how it does", func() {
+		out := g.run("setpriv --reuid=nobody --regid=nogroup --clear-groups gateway status")
+		if !strings.Contains(out, "no sensor configured, 0 waiting, no broker configured") {
+			g.t.Error(out)
+		}
+		if line := g.property("StatusText"); !strings.Contains(line, "no broker configured") {
+			g.t.Errorf("systemd has been told %q", line)
+		}
+	})
 	g.step("its user, its groups and its folders are there, and closed to others", func() {
 		// Without one of the groups the unit fails with 216/GROUP, without the folder of
 		// secrets with 243/CREDENTIALS.
@@ -257,6 +266,28 @@ func TestHangs(t *testing.T) {
 			b.sound()
 		})
 	}
+}
+
+// What others do is no hang of ours: a broker that takes a request and never
+// answers. A restart would help nobody.
+func TestSilentBroker(t *testing.T) {
+	t.Parallel()
+	g, b := installed(t, made(t).newer)
+	old := g.mainPID()
+	b.answer(false)
+	const silence = 40 * time.Second // the watchdog has 30 s
+	time.Sleep(silence)
+	if p := g.mainPID(); p != old || g.property("NRestarts") != "0" {
+		t.Errorf("pid %d, and it was %d; %s restarts", p, old, g.property("NRestarts"))
+	}
+	ledger := g.exported()
+	if len(ledger) < int(silence/time.Second) {
+		t.Errorf("%d readings wait after %v: sensing does not go on", len(ledger), silence)
+	}
+	b.answer(true)
+	took := b.arrive(ledger)
+	g.figure("the same process after %s of silence; %d readings arrived within %s", seconds(silence), len(ledger), seconds(took))
+	b.sound()
 }
 
 // A leak: Raspberry Pi OS has the memory cgroup off, so the daemon watches itself.
