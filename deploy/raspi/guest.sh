@@ -69,7 +69,8 @@ boot() {
   # $$ keeps two guests apart.
   mkdir "/sys/fs/cgroup/guest-$$" || cannot "no cgroup can be made here"
   local guest status=133
-  trap 'kill -KILL "$guest"' TERM INT
+  # Who gave us our standard error may be gone already: bash tells there of the kill.
+  trap 'trap "" PIPE; kill -KILL "$guest"' TERM INT
   while [ "$status" = 133 ]; do # it has rebooted: nspawn leaves the next start to its caller
     ( echo "$BASHPID" > "/sys/fs/cgroup/guest-$$/cgroup.procs"
       exec systemd-nspawn --quiet --directory="$dir" --machine="guest-$$" --register=no --keep-unit --private-network \

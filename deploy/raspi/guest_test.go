@@ -65,13 +65,7 @@ func lastLine(text string) string {
 // newGuest makes a machine that is off. Its clock counts as set by the network.
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	skip, err := makeRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if skip != "" {
-		cannot(t, skip)
-	}
+	able(t)
 	work, err := filepath.Abs(filepath.Join("..", "..", "build", "lifecycle"))
 	if err != nil {
 		t.Fatal(err)
@@ -100,6 +94,18 @@ func newGuest(t *testing.T) *guest {
 	}
 	t.Cleanup(func() { g.told.Close() })
 	return g
+}
+
+// able skips a test that this machine cannot run.
+func able(t *testing.T) {
+	t.Helper()
+	skip, err := makeRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if skip != "" {
+		cannot(t, skip)
+	}
 }
 
 func cannot(t *testing.T, why string) {

@@ -148,6 +148,7 @@ var makePackages = sync.OnceValues(func() (p packages, err error) {
 
 func made(t *testing.T) packages {
 	t.Helper()
+	able(t)
 	p, err := makePackages()
 	if err != nil {
 		t.Fatal(err)
