@@ -90,7 +90,10 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		},
 		Args: cobra.ArbitraryArgs,
 	}
-	root.AddCommand(newRun(), newStatus(), newDemo(), newBench(), newCheck(), newInit(), newDrivers(), newRead(), newBuffer(), newContexts(), newInspect(), newVersion())
+	root.AddCommand(
+		newRun(), newStatus(), newDemo(), newRead(), newInit(), newCheck(), newDrivers(),
+		newBuffer(), newBench(), newContexts(), newInspect(), newVersion(),
+	)
 	root.AddCommand(newServiceCommands()...)
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {
 		c, rest, err := root.Find(args)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"campus-gateway"
 	"campus-gateway/live"
+	"campus-gateway/systemd"
 
 	"github.com/spf13/cobra"
 )
@@ -252,9 +254,24 @@ func askStatus(ctx context.Context, file, dir string) (s status, err error) {
 	err = decodeAnswer(body, err, &s)
 	switch {
 	case errors.Is(err, errNoDaemon):
-		return s, statusError{errors.New("the gateway does not run here: `sudo gateway start` starts the service, `sudo gateway install` makes it one"), exitNotRunning}
+		return s, statusError{errors.New(notRunning(ctx, systemd.Installed())), exitNotRunning}
 	case errors.Is(err, context.DeadlineExceeded):
 		return s, errors.New("the daemon does not answer: it hangs, and the service manager will start it anew; `sudo systemctl restart gateway` does at once")
 	}
 	return s, err
+}
+
+// notRunning says why no daemon answers, and what to do.
+func notRunning(ctx context.Context, there systemd.Installation) string {
+	if there.By == systemd.Nobody {
+		return "it does not run, and is no service here: `sudo gateway install` makes it one"
+	}
+	out, _ := exec.CommandContext(ctx, "systemctl", "show", "--property=ActiveState,ExecMainStatus", "gateway.service").Output() // without it, less is said
+	switch state := string(out); {
+	case strings.Contains(state, "ActiveState=failed") && strings.Contains(state, fmt.Sprintf("ExecMainStatus=%d\n", exitConfig)):
+		return "it does not run: the configuration is refused. `sudo gateway check /etc/gateway/gateway.yaml` shows why, `sudo gateway start` starts it again"
+	case strings.Contains(state, "ActiveState=failed"), strings.Contains(state, "ActiveState=activating"):
+		return "it does not run, or not for long: `journalctl -u gateway -n 20` shows why"
+	}
+	return "it does not run: `sudo gateway start` starts the service"
 }

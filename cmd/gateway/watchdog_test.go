@@ -17,6 +17,7 @@ import (
 	"campus-gateway"
 	"campus-gateway/drivers/sim"
 	"campus-gateway/live"
+	"campus-gateway/systemd"
 )
 
 // listenNotify is a service manager that listens: next is what it is told next.
@@ -109,7 +110,7 @@ sensors:
 	}
 	for told := next(); told[0] != "STOPPING=1"; told = next() {
 	}
-	if code, _, stderr := command(t, "status", "--dir", logs); code != exitNotRunning || !strings.Contains(stderr, "sudo gateway start") {
+	if code, _, stderr := command(t, "status", "--dir", logs); code != exitNotRunning || !strings.Contains(stderr, "it does not run") {
 		t.Errorf("%d %s", code, stderr)
 	}
 }
@@ -292,3 +293,26 @@ func TestHandedSecrets(t *testing.T) {
 }
 
 func uplinks(down time.Time) []live.Uplink { return []live.Uplink{{Name: "broker", Down: down}} }
+
+func TestNotRunning(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin)
+	for _, x := range []struct{ state, want string }{
+		{"ActiveState=failed\nExecMainStatus=78\n", "gateway check"},
+		{"ActiveState=failed\nExecMainStatus=2\n", "journalctl"},
+		{"ActiveState=activating\nExecMainStatus=243\n", "journalctl"},
+		{"ActiveState=inactive\nExecMainStatus=0\n", "sudo gateway start"},
+		{"", "sudo gateway start"},
+	} {
+		script := "#!/bin/sh\nprintf '" + strings.ReplaceAll(x.state, "\n", "\\n") + "'\n"
+		if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if got := notRunning(t.Context(), systemd.Installation{By: systemd.Package}); !strings.Contains(got, x.want) {
+			t.Errorf("%q: %s", x.state, got)
+		}
+	}
+	if got := notRunning(t.Context(), systemd.Installation{}); !strings.Contains(got, "gateway install") {
+		t.Error(got)
+	}
+}
