@@ -103,6 +103,7 @@ func (g *guest) findings(text string) string {
 	add("gateway status", g.run("gateway status"))
 	add("gateway status --json", g.run("gateway status --json"))
 	add("gateway check", g.run("gateway check "+configFile+" 2>&1; true"))
+	add("gateway doctor", g.run("gateway doctor 2>&1; gateway doctor --json 2>&1; true"))
 	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/api/v1/sensors", "/api/v1/uplinks", "/api/v1/readings"} {
 		add(path, g.get("http://127.0.0.1:8080"+path))
 	}
