@@ -27,8 +27,8 @@ var house = map[string][]string{
 		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd",
 		"github.com/kardianos/service", "github.com/spf13/cobra", "go.yaml.in/yaml/v3", "golang.org/x/term", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
 	},
-	"campus-gateway/hil":          {}, // tests only
 	"campus-gateway/deploy/raspi": {}, // tests only
+	"campus-gateway/hil":          {}, // tests only
 }
 
 var nameless = []string{"util", "utils", "common", "helper", "helpers", "types", "models", "pkg", "internal", "misc"}

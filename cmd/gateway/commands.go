@@ -1,6 +1,7 @@
 package main
 
 import (
+	_ "embed"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -170,6 +171,12 @@ func newInit() *cobra.Command {
 		},
 	}
 }
+
+// starter is the configuration that a fresh install begins with: the package's, and
+// that of gateway install.
+//
+//go:embed starter.yaml
+var starter string
 
 const sampleHead = `# The campus gateway. Check this file with: gateway check gateway.yaml
 # Everything but the broker's URL has a default; what is commented out shows it.

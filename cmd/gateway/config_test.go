@@ -250,3 +250,30 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// The configuration to begin with is good as it is, and with every example in it.
+func TestStarter(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", t.TempDir())
+	if err := os.WriteFile(handed("/etc/gateway/secrets/token"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig("starter.yaml", []byte(starter))
+	if err != nil || len(c.Sensors) > 0 || len(c.Uplinks) > 0 {
+		t.Errorf("%v, %+v", err, c)
+	}
+	var examples strings.Builder
+	example := false
+	for line := range strings.Lines(starter) {
+		text, comment := strings.CutPrefix(line, "# ")
+		key, _, _ := strings.Cut(text, ":")
+		example = comment && (example && strings.HasPrefix(text, " ") || key == "gateway" || key == "broker" || key == "sensors")
+		if example || !comment {
+			line = text
+		}
+		examples.WriteString(line)
+	}
+	c, err = readConfig("starter.yaml", []byte(examples.String()))
+	if err != nil || len(c.Sensors) != 2 || len(c.Uplinks) != 1 || c.Gateway.ID != "gw-a101" {
+		t.Errorf("%v\n%s", err, examples.String())
+	}
+}

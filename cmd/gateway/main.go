@@ -92,7 +92,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 	}
 	root.AddCommand(
 		newRun(), newStatus(), newDemo(), newRead(), newInit(), newCheck(), newDrivers(),
-		newBuffer(), newBench(), newContexts(), newInspect(), newVersion(),
+		newBuffer(), newBench(), newContexts(), newProvision(), newInspect(), newVersion(),
 	)
 	root.AddCommand(newServiceCommands()...)
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, RunE: func(cmd *cobra.Command, args []string) error {

@@ -69,7 +69,7 @@ func (s *laptopService) Install(context.Context) error {
 	if s.config != "" {
 		f, err := os.OpenFile(s.config, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err == nil {
-			_, err = f.WriteString(sample())
+			_, err = f.WriteString(starter)
 			err = errors.Join(err, f.Close())
 			fmt.Fprintf(s.out, "wrote a first %s: edit it, the service reads it again by itself\n", s.config)
 		}

@@ -24,7 +24,7 @@ func newService(ctx context.Context, executable string, args []string, out io.Wr
 		return nil, usage(errors.New("install takes nothing: here the service runs `gateway run`; for the demo: gateway demo"))
 	}
 	return systemd.NewService(systemd.Service{
-		Executable: executable, Starter: sample(), Out: out,
+		Executable: executable, Starter: starter, Out: out,
 		Undelivered: func() string { return undelivered(ctx, "/etc/gateway/gateway.yaml") },
 	}), nil
 }

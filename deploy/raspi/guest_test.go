@@ -6,6 +6,7 @@ package raspi_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -340,9 +341,9 @@ func (g *guest) get(url string) string {
 	g.t.Helper()
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		Dial: func(network, address string) (c net.Conn, err error) {
-			err = g.inNetwork(func() error {
-				c, err = net.Dial(network, address)
+		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = g.inNetwork(func() (err error) {
+				c, err = (&net.Dialer{}).DialContext(ctx, network, address)
 				return err
 			})
 			return c, err
