@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -153,6 +154,15 @@ var (
 // (LoadCredential=secrets:), which cannot read them there.
 const secretsDir = "/etc/gateway/secrets"
 
+// named are the files that an uplink cannot do without.
+func (u *uplinkConfig) named() (files []string) {
+	candidates := []string{u.Auth.TokenFile, u.TLS.CAFile, u.TLS.CertFile, u.TLS.KeyFile, u.Agent.APIKeyFile, u.Agent.PasswordFile}
+	if o := u.Auth.OAuth2; o != nil {
+		candidates = append(candidates, o.ClientSecretFile, o.PasswordFile, o.RefreshTokenFile)
+	}
+	return slices.DeleteFunc(candidates, func(f string) bool { return f == "" })
+}
+
 // handed is where a secret file is to be read: what lies in secretsDir, where the
 // service manager has handed it over.
 func handed(file string) string {
@@ -169,6 +179,12 @@ func unhanded(file string, err error) error {
 		return fmt.Errorf("%s was not there when the service began, which alone may read it: put it there, then `sudo systemctl restart gateway`", file)
 	}
 	return err
+}
+
+// absent reports whether a file is missing, or this user may not read it, rather
+// than wrong.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
 
 // secret checks what is named by the keys <key>_file and <key>_env, if anything:
@@ -193,6 +209,7 @@ func (d *decoder) secret(n *yaml.Node, path, key string, file, env *string, read
 		}
 		if _, err := read(ngsi.Secret{File: handed(*file), Env: *env}); err != nil {
 			d.addf(at, path, "%v", unhanded(*file, err))
+			d.last().absent = true
 		}
 		*file = handed(*file)
 	}
@@ -203,6 +220,7 @@ func (d *decoder) tls(n *yaml.Node, path string, t *tlsConfig) {
 	if t.CAFile != "" {
 		if _, err := ngsi.NewTLS(ngsi.TLSConfig{CAFile: handed(t.CAFile)}); err != nil {
 			d.addf(d.at(&t.CAFile, n), path+".ca_file", "%v", unhanded(t.CAFile, err))
+			d.last().absent = absent(err)
 		}
 		t.CAFile = handed(t.CAFile)
 	}
@@ -215,6 +233,7 @@ func (d *decoder) tls(n *yaml.Node, path string, t *tlsConfig) {
 	default:
 		if _, err := tls.LoadX509KeyPair(handed(t.CertFile), handed(t.KeyFile)); err != nil {
 			d.addf(d.at(&t.CertFile, n), path+".cert_file", "the certificate and its key cannot be used: %v", unhanded(t.KeyFile, err))
+			d.last().absent = absent(err)
 		}
 		t.CertFile, t.KeyFile = handed(t.CertFile), handed(t.KeyFile)
 	}

@@ -94,7 +94,7 @@ func TestConfigAuthFaults(t *testing.T) {
 		"pin text":           {"pin: sha256/abc", "broker.pin: want a list"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := readConfig("x.yaml", []byte("gateway: {id: a}\nbroker:\n  "+c.broker+"\n  url: http://x\n"))
+			err := faultsOf([]byte("gateway: {id: a}\nbroker:\n  " + c.broker + "\n  url: http://x\n"))
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "geheim") {
 				t.Errorf("%q is not in:\n%v", c.want, err)
 			}

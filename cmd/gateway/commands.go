@@ -81,6 +81,9 @@ line itself and what to write instead. Exit status 0: none.`,
 		Args:    exactly("the configuration file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := loadConfig(args[0])
+			if err == nil {
+				err = c.whole()
+			}
 			if err != nil {
 				return err
 			}

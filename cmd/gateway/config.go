@@ -21,8 +21,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// config is a whole, valid configuration: what readConfig returns has every
-// default filled in and every part checked.
+// config is a valid configuration: what readConfig returns has every default
+// filled in and every part checked.
 type config struct {
 	Gateway gatewayConfig `yaml:"gateway"`
 	Broker  *uplinkConfig `yaml:"broker"` // one uplink; it is in Uplinks, too
@@ -35,7 +35,16 @@ type config struct {
 	Contexts contextsConfig `yaml:"contexts"`
 	Sensors  []sensorConfig `yaml:"-"`
 
-	source []byte // that it was read from
+	source []byte  // that it was read from
+	absent *faults // files that it names and that cannot be read: their uplinks wait for them; nil: none
+}
+
+// whole is nil if every file is there that the configuration names.
+func (c *config) whole() error {
+	if c.absent == nil {
+		return nil
+	}
+	return c.absent
 }
 
 type gatewayConfig struct {
@@ -142,7 +151,8 @@ func loadConfig(file string) (*config, error) {
 	return readConfig(file, src)
 }
 
-// readConfig checks a configuration. file is its name in messages.
+// readConfig checks a configuration. file is its name in messages. What is wrong is
+// an error, but for files that are named and not there: see whole.
 func readConfig(file string, src []byte) (*config, error) {
 	d := &decoder{faults: &faults{file: file}, nodes: map[any]*yaml.Node{}}
 	if len(src) > maxFile {
@@ -168,8 +178,11 @@ func readConfig(file string, src []byte) (*config, error) {
 		d.sensors(&sensors.List, &c)
 	}
 	d.contexts(root, &c)
-	if err := d.err(); err != nil {
-		return nil, err
+	if slices.ContainsFunc(d.list, func(x fault) bool { return !x.absent }) {
+		return nil, d.faults
+	}
+	if len(d.list) > 0 {
+		c.absent = d.faults
 	}
 	return &c, nil
 }

@@ -85,7 +85,7 @@ func TestConfigFaults(t *testing.T) {
 		"listen":             {good + "live: {http: {listen: everywhere}}\n", []string{"live.http.listen:", "such as 127.0.0.1:8080"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := readConfig("x.yaml", []byte(c.yaml))
+			err := faultsOf([]byte(c.yaml))
 			if err == nil {
 				t.Fatalf("accepted")
 			}

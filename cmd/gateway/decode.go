@@ -32,6 +32,7 @@ type fault struct {
 	path         string
 	text         string
 	secret       bool // there is one, perhaps: no line of the file may be shown
+	absent       bool // what is named cannot be read; it may come, and the rest can begin
 }
 
 // addf records a fault at a node of the document.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -194,8 +195,8 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	}, nil
 }
 
-// reloader reads the configuration again on SIGHUP, and when its file has
-// changed and then been left alone for a look. A faulty one, or one that only a
+// reloader reads the configuration again on SIGHUP, and when its file has changed,
+// or a file has come that an uplink waits for, and then been left alone for a look. A faulty one, or one that only a
 // restart can apply, leaves the present one running and says so.
 type reloader struct {
 	file    string
@@ -239,6 +240,7 @@ func (r *reloader) Run(ctx context.Context) error {
 type fileState struct {
 	changed time.Time
 	size    int64
+	waited  string // the same of files that an uplink waits for
 }
 
 func (r *reloader) state() fileState {
@@ -246,7 +248,18 @@ func (r *reloader) state() fileState {
 	if err != nil {
 		return fileState{}
 	}
-	return fileState{i.ModTime(), i.Size()}
+	var waited strings.Builder
+	for _, u := range r.current.Uplinks {
+		if u.absent == "" {
+			continue
+		}
+		for _, file := range u.named() {
+			if i, err := os.Stat(file); err == nil {
+				fmt.Fprintf(&waited, "%s %v %d %v\n", file, i.ModTime(), i.Size(), i.Mode())
+			}
+		}
+	}
+	return fileState{i.ModTime(), i.Size(), waited.String()}
 }
 
 // reload hands on the file's configuration. It returns false when ctx has ended.

@@ -76,9 +76,7 @@ func (p *parts) status() status {
 	}
 	if plan := p.plan.Load(); plan != nil {
 		s.Ready, s.Gateway = true, plan.gateway
-		for _, u := range plan.forwarding {
-			s.Uplinks = append(s.Uplinks, u.live())
-		}
+		s.Uplinks = append(s.Uplinks, plan.shown()...)
 		for _, t := range plan.tasks() {
 			if overdue(t) > 0 {
 				s.Hung = append(s.Hung, t.String())

@@ -60,8 +60,28 @@ type plan struct {
 	view    *live.Server
 
 	forwarding []*uplink
+	absent     []absentUplink
 
 	close func() // lets go of what the tasks have used
+}
+
+// absentUplink waits for a file that it needs.
+type absentUplink struct {
+	*uplinkConfig
+	queue gateway.Queue // its place in the log
+	since time.Time
+}
+
+// shown is how the uplinks are doing. It may be called from any goroutine once the
+// plan is made.
+func (p *plan) shown() (list []live.Uplink) {
+	for _, u := range p.absent {
+		list = append(list, live.Uplink{Name: u.Name, To: u.URL, Waiting: u.queue.Depth(), Down: u.since, Why: u.absent})
+	}
+	for _, u := range p.forwarding {
+		list = append(list, u.live())
+	}
+	return list
 }
 
 func (p *plan) tasks() []task { return slices.Concat(p.sensing, p.uplinks) }
@@ -98,6 +118,17 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 		}
 	}
 	for _, u := range c.Uplinks {
+		if u.absent != "" && p.printTo == nil {
+			cursor, err := p.queue.Cursor(u.Name) // the log keeps its place
+			if err != nil {
+				plan.close()
+				return nil, err
+			}
+			names = append(names, u.Name)
+			p.log.Error("an uplink waits for a file: nothing is sent, readings are kept", "uplink", u.Name, "why", u.absent)
+			plan.absent = append(plan.absent, absentUplink{u, cursor, time.Now()})
+			continue
+		}
 		b, err := newBroker(c, u, p.clock, p.log, thisMachine())
 		if err != nil {
 			plan.close()
@@ -152,12 +183,7 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 				}
 				writeClock(w, p.clock)
 			},
-			Uplinks: func() (list []live.Uplink) {
-				for _, u := range plan.forwarding {
-					list = append(list, u.live())
-				}
-				return list
-			},
+			Uplinks: plan.shown,
 		}
 		plan.sensing = append(plan.sensing, plan.view)
 	}

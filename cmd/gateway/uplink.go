@@ -37,6 +37,8 @@ type uplinkConfig struct {
 	Timeout     time.Duration `yaml:"timeout"`
 	Agent       agentConfig   `yaml:",inline"`
 	Send        sendConfig    `yaml:",inline"`
+
+	absent string // a file is not there, says this: nothing can be sent before it is
 }
 
 // agentConfig is what only an IoT Agent wants.
@@ -161,6 +163,14 @@ func (d *decoder) uplink(n *yaml.Node, path string, u *uplinkConfig) {
 	if d.nodes[&u.Send.Rate] != nil && u.Send.Rate < 1<<10 {
 		d.addf(d.at(&u.Send.Rate, n), path+".rate", "want at least 1KiB, in a second; remove the key to have no limit")
 	}
+	before := len(d.list)
+	defer func() {
+		for _, x := range d.list[before:] {
+			if x.absent {
+				u.absent = cmp.Or(u.absent, x.path+": "+x.text)
+			}
+		}
+	}()
 	d.tls(n, path, &u.TLS)
 	if u.API == iotaJSON {
 		d.agent(n, path, u)

@@ -7,16 +7,19 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"campus-gateway"
 	"campus-gateway/drivers/sim"
 	"campus-gateway/live"
+	"campus-gateway/ngsi/sandbox"
 	"campus-gateway/systemd"
 )
 
@@ -271,7 +274,7 @@ func TestHandedSecrets(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	text := []byte("gateway: {id: gw-1}\nbroker: {url: \"http://localhost:1026\", auth: {token_file: /etc/gateway/secrets/token}}\n")
-	if _, err := readConfig("x.yaml", text); err == nil || !strings.Contains(err.Error(), "/etc/gateway/secrets/token was not there when the service began") || !strings.Contains(err.Error(), "sudo systemctl restart gateway") {
+	if err := faultsOf(text); err == nil || !strings.Contains(err.Error(), "/etc/gateway/secrets/token was not there when the service began") || !strings.Contains(err.Error(), "sudo systemctl restart gateway") {
 		t.Errorf("%v", err)
 	}
 	handed := filepath.Join(dir, "secrets_token")
@@ -279,7 +282,7 @@ func TestHandedSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := readConfig("x.yaml", text)
-	if err != nil || c.Uplinks[0].Auth.TokenFile != handed {
+	if err != nil || c.whole() != nil || c.Uplinks[0].Auth.TokenFile != handed {
 		t.Errorf("%v, %+v", err, c)
 	}
 	elsewhere := filepath.Join(t.TempDir(), "token")
@@ -287,7 +290,7 @@ func TestHandedSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err = readConfig("x.yaml", []byte(strings.Replace(string(text), "/etc/gateway/secrets/token", elsewhere, 1)))
-	if err != nil || c.Uplinks[0].Auth.TokenFile != elsewhere {
+	if err != nil || c.whole() != nil || c.Uplinks[0].Auth.TokenFile != elsewhere {
 		t.Errorf("%v, %+v", err, c)
 	}
 }
@@ -314,5 +317,78 @@ func TestNotRunning(t *testing.T) {
 	}
 	if got := notRunning(t.Context(), systemd.Installation{}); !strings.Contains(got, "gateway install") {
 		t.Error(got)
+	}
+}
+
+// faultsOf is all that gateway check tells of a configuration.
+func faultsOf(text []byte) error {
+	c, err := readConfig("x.yaml", text)
+	if err == nil {
+		err = c.whole()
+	}
+	return err
+}
+
+// An uplink whose token is not there waits for it, alone, and the log keeps its
+// place; when the file comes, it begins by itself.
+func TestUplinkWaitsForItsFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	var tokens sync.Map // by path, what has come with requests
+	serve := func(name string) string {
+		broker := sandbox.New(sandbox.Options{OnUpdate: func(sandbox.Update) { tokens.LoadOrStore(name, "") }})
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "" {
+				tokens.Store(name, r.Header.Get("Authorization"))
+			}
+			broker.ServeHTTP(w, r)
+		}))
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	file := filepath.Join(dir, "gateway.yaml")
+	text := fmt.Sprintf("gateway: {id: gw-1, location: {longitude: -7.6, latitude: 33}}\nuplinks:\n  - {name: open, url: %q}\n  - {name: closed, url: %q, auth: {token_file: %q}}\nlog: {dir: %q}\nclock: {hold: 0s}\nlive: {http: {listen: off}}\nsensors:\n  - {name: room, driver: bme280, interval: 100ms}\n",
+		serve("open"), serve("closed"), token, filepath.Join(dir, "log"))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := command(t, "check", file); code == 0 || !strings.Contains(stderr, "uplinks[1].auth.token_file: the secret's file cannot be read") {
+		t.Errorf("check: %d %s", code, stderr)
+	}
+	c, err := loadConfig(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, file, c, nil, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&log))
+	}()
+	await(t, "the open uplink", func() bool { _, ok := tokens.Load("open"); return ok })
+	var s status
+	await(t, "the closed one, and what waits for it", func() bool {
+		body, err := ask(t.Context(), filepath.Join(dir, "log"), http.MethodGet, "/status")
+		return decodeAnswer(body, err, &s) == nil && len(s.Uplinks) == 2 && s.Uplinks[0].Name == "closed" && s.Uplinks[0].Waiting >= 5
+	})
+	if u := s.Uplinks[0]; u.Down.IsZero() || !strings.Contains(u.Why, "token_file: the secret's file cannot be read") || !strings.Contains(s.Line, "closed down") {
+		t.Errorf("%+v %s", u, s.Line)
+	}
+	if got := log.String(); strings.Count(got, "an uplink waits for a file") != 1 {
+		t.Errorf("%s", got)
+	}
+	if err := os.WriteFile(token, []byte("canary\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the closed uplink", func() bool { v, _ := tokens.Load("closed"); return v == "Bearer canary" })
+	await(t, "all of it", func() bool {
+		s = status{}
+		body, err := ask(t.Context(), filepath.Join(dir, "log"), http.MethodGet, "/status")
+		return decodeAnswer(body, err, &s) == nil && len(s.Uplinks) == 2 && s.Uplinks[1].Sent > 5 && s.Uplinks[1].Waiting < 5
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
