@@ -12,9 +12,9 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -bui
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 ELSEWHERE := windows-amd64 darwin-arm64
 
-SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm)
+SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm guest.sh)
 
-.PHONY: build test race lint cross elsewhere demo hil bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
+.PHONY: build test race lint cross elsewhere demo hil smoke lifecycle packaged bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
 
 build: ## the gateway for this machine
 	$(GOBUILD) -o build/gateway ./cmd/gateway
@@ -35,8 +35,8 @@ planted: ## bugs put in on purpose, and that the tests see each
 
 lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
-	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && cd buffer/bench && go vet .
-	go tool staticcheck ./...
+	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && go vet -tags lifecycle ./deploy/raspi/ && cd buffer/bench && go vet .
+	go tool staticcheck ./... && go tool staticcheck -tags lifecycle ./deploy/raspi/
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/bars .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh deploy/raspi/install.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
 
 linux-armv6: export GOARM = 6
@@ -64,6 +64,15 @@ demo: build ## the whole job with simulated chips and a broker of its own
 
 hil: ## the ARM builds on virtual boards with a real kernel, I2C and GPIO
 	go test -tags hil -count=1 -timeout 20m -v ./hil/
+
+smoke: packaged ## the package on a Debian that boots: from dpkg -i to the first reading (root; Debian)
+	go test -tags lifecycle -count=1 -timeout 15m -v -run '^TestSmoke$$' ./deploy/raspi/
+
+lifecycle: packaged ## the package's whole life there: hangs, leaks, power cuts, upgrades, secrets; some minutes
+	go test -tags lifecycle -count=1 -timeout 30m -parallel 8 -v ./deploy/raspi/
+
+packaged: # what is here as packages: made unless those of this commit are there
+	@$(if $(DIRTY),,ls build/gateway_$(VERSION)_*.deb >/dev/null 2>&1 ||) $(MAKE) package
 
 bench: ## speed and wear, next to alternatives in the same run; fails where a bar is missed (BENCH_REPORT=1: tells only)
 	go test -run '^$$' -bench . -benchtime 1s ./...

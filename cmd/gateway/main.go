@@ -91,7 +91,7 @@ the network is away, and forwards them in NGSI batches to a FIWARE broker.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	root.AddCommand(
-		newRun(), newStatus(), newDemo(), newRead(), newInit(), newCheck(), newDrivers(),
+		newRun(), newStatus(), newDoctor(), newBundle(), newDemo(), newRead(), newInit(), newCheck(), newDrivers(),
 		newBuffer(), newBench(), newContexts(), newProvision(), newInspect(), newVersion(),
 	)
 	root.AddCommand(newServiceCommands()...)

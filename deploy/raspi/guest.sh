@@ -12,14 +12,13 @@
 # Exit status 77: this machine cannot have the guest; the last line says why.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-work=$here/../../build/lifecycle
-mkdir -p "$work"
-work=$(realpath "$work")
-
 say() { echo "guest: $*" >&2; }
 cannot() { say "$*"; exit 77; }
 
 [ "$(id -u)" = 0 ] || cannot "root is needed to boot a guest"
+work=$here/../../build/lifecycle
+mkdir -p "$work"
+work=$(realpath "$work")
 
 # What the gateway's Debian has that the smallest one has not: udev and kmod for
 # devices, dbus for timedate1, the authorities that its package wants, iproute2 and
@@ -46,6 +45,7 @@ root() {
   mirror=${DEBIAN_MIRROR:-$(sed -nE 's#^[^\#]*(https?://[^ ]+/debian)/?( .*)?$#\1#p' /etc/apt/sources.list \
     /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2> /dev/null | head -n 1 || true)}
   say "making a Debian 12 root file system, which takes a minute"
+  # shellcheck disable=SC2016 # $1 is the hook's
   # Masked: what would take the console or the network from us, or run by itself
   # in the middle of a test.
   mmdebstrap --quiet --variant=minbase --include=$packages \
@@ -61,18 +61,25 @@ root() {
 # a mount of version 2 of its own, in a mount namespace of its own.
 boot() {
   local dir=$1
+  unshare -m true 2> /dev/null || cannot "no mount namespace can be made here"
   [ "${GUEST_NAMESPACE:-}" ] || GUEST_NAMESPACE=1 exec unshare -m --propagation private "$here/guest.sh" boot "$dir"
   umount -R /sys/fs/cgroup 2> /dev/null || true
   mount -t cgroup2 none /sys/fs/cgroup || cannot "no cgroup version 2 can be mounted here"
+  mount -t tmpfs none /run/systemd || cannot "nothing can be mounted here" # nspawn leaves folders there
   # $$ keeps two guests apart.
   mkdir "/sys/fs/cgroup/guest-$$" || cannot "no cgroup can be made here"
-  trap 'kill -KILL "$guest"' TERM INT
-  ( echo "$BASHPID" > "/sys/fs/cgroup/guest-$$/cgroup.procs"
-    exec systemd-nspawn --quiet --directory="$dir" --machine="guest-$$" --register=no --keep-unit --private-network \
-      --notify-ready=yes --link-journal=no --resolv-conf=off --timezone=off --console="${GUEST_CONSOLE:-passive}" --boot \
-      systemd.show_status=0 ) &
-  guest=$!
-  wait "$guest" || true
+  local guest status=133
+  # Who gave us our standard error may be gone already: bash tells there of the kill.
+  trap 'trap "" PIPE; kill -KILL "$guest"' TERM INT
+  while [ "$status" = 133 ]; do # it has rebooted: nspawn leaves the next start to its caller
+    ( echo "$BASHPID" > "/sys/fs/cgroup/guest-$$/cgroup.procs"
+      exec systemd-nspawn --quiet --directory="$dir" --machine="guest-$$" --register=no --keep-unit --private-network \
+        --notify-ready=yes --link-journal=no --resolv-conf=off --timezone=off --console="${GUEST_CONSOLE:-passive}" --boot \
+        systemd.show_status=0 ) &
+    guest=$!
+    status=0
+    wait "$guest" || status=$?
+  done
   # Nothing of it outlives it, also where nspawn was killed.
   for _ in {1..200}; do
     echo 1 > "/sys/fs/cgroup/guest-$$/cgroup.kill"

@@ -6,6 +6,7 @@ package raspi_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -31,12 +32,14 @@ const patience = 60 * time.Second
 // guest is a machine with systemd: a container with processes, a network and
 // files of its own. Its methods are for one goroutine.
 type guest struct {
-	t      *testing.T
-	root   string // its root file system, seen from here
+	t      *testing.T // of the step that is done
+	whole  *testing.T // of the machine
+	root   string     // its root file system, seen from here
 	told   *net.UnixConn
 	script *exec.Cmd // the boot script, while the guest is on
 	output bytes.Buffer
 	off    chan struct{} // closed when the script has ended
+	exit   int           // its exit status, then
 	pid    int           // of the guest's PID 1, here
 	born   time.Time     // when that began
 }
@@ -45,27 +48,25 @@ type guest struct {
 // skipped, or with LIFECYCLE_REQUIRED set, failed.
 var makeRoot = sync.OnceValues(func() (skip string, err error) {
 	out, err := exec.Command("./guest.sh", "root").CombinedOutput()
-	text := strings.TrimSpace(string(out))
-	last := strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "guest: ")
 	if e, ok := errors.AsType[*exec.ExitError](err); ok && e.ExitCode() == 77 {
-		return last, nil
+		return lastLine(string(out)), nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("guest.sh root: %w\n%s", err, text)
+		return "", fmt.Errorf("guest.sh root: %w\n%s", err, out)
 	}
 	return "", nil
 })
 
+// lastLine is what guest.sh has said last.
+func lastLine(text string) string {
+	text = strings.TrimSpace(text)
+	return strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "guest: ")
+}
+
 // newGuest makes a machine that is off. Its clock counts as set by the network.
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	skip, err := makeRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if skip != "" {
-		cannot(t, skip)
-	}
+	able(t)
 	work, err := filepath.Abs(filepath.Join("..", "..", "build", "lifecycle"))
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +76,7 @@ func newGuest(t *testing.T) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	g := &guest{t: t, root: filepath.Join(dir, "root")}
+	g := &guest{t: t, whole: t, root: filepath.Join(dir, "root")}
 	if err := os.Mkdir(g.root, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +85,28 @@ func newGuest(t *testing.T) *guest {
 	}
 	// A container cannot set the clock, so timesyncd does not run in it: this is what it leaves.
 	g.write("/etc/tmpfiles.d/synchronized.conf", 0o644, "d /run/systemd/timesync 0755\nf /run/systemd/timesync/synchronized 0644\n")
-	if g.told, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"}); err != nil {
+	short, err := os.MkdirTemp("", "guest-") // a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(short) })
+	if g.told, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(short, "notify"), Net: "unixgram"}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.told.Close() })
 	return g
+}
+
+// able skips a test that this machine cannot run.
+func able(t *testing.T) {
+	t.Helper()
+	skip, err := makeRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if skip != "" {
+		cannot(t, skip)
+	}
 }
 
 func cannot(t *testing.T, why string) {
@@ -120,10 +138,14 @@ func (g *guest) boot() {
 		_ = g.told.SetReadDeadline(time.Now()) // nobody is told any more
 		close(ended)
 	}()
-	g.t.Cleanup(func() {
-		if g.on() && g.t.Failed() {
+	g.whole.Cleanup(func() {
+		if !g.on() {
+			if g.whole.Failed() {
+				g.whole.Log("the guest is off; it said: ", g.output.String())
+			}
+		} else if g.whole.Failed() {
 			log, _ := g.try("journalctl --no-pager -o short-monotonic -n 80 -u gateway; systemctl status --no-pager gateway")
-			g.t.Logf("the journal's end:\n%s", log)
+			g.whole.Logf("the journal's end:\n%s", log)
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
@@ -147,7 +169,10 @@ func (g *guest) started() {
 	for b := make([]byte, 4096); ; {
 		n, err := g.told.Read(b)
 		if err != nil {
-			g.t.Fatalf("the guest did not boot: %v\n%s", err, g.output.String())
+			if !g.on() && g.exit == 77 {
+				cannot(g.t, lastLine(g.output.String()))
+			}
+			g.t.Fatalf("the guest did not boot: %v", err)
 		}
 		for line := range strings.Lines(string(b[:n])) {
 			line = strings.TrimSpace(line)
@@ -196,13 +221,19 @@ func (g *guest) waitOff() {
 	}
 }
 
-// try runs a shell command as the guest's root.
+// try runs a shell command as the guest's root: what it has said, with its
+// complaints if it failed.
 func (g *guest) try(command string) (output string, ok bool) {
 	g.t.Helper()
 	cmd := exec.Command("timeout", "120", "nsenter", "-t", fmt.Sprint(g.pid), "-a", "--", "sh", "-c", command)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "HOME=/root"}
-	out, err := cmd.CombinedOutput()
-	return strings.TrimSpace(string(out)), err == nil
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Sprintf("%s%s%v", out, stderr.String(), err), false
+	}
+	return strings.TrimSpace(string(out)), true
 }
 
 // run runs a shell command that must succeed.
@@ -271,14 +302,12 @@ func (g *guest) await(what string, holds func() bool) time.Duration {
 // step is a part of a test that leaves the machine to the next part. A part that
 // fails ends the test: the next one would stand on it.
 func (g *guest) step(name string, f func()) {
-	whole := g.t
-	defer func() { g.t = whole }()
-	if !whole.Run(name, func(t *testing.T) {
+	defer func() { g.t = g.whole }()
+	if !g.whole.Run(name, func(t *testing.T) {
 		g.t = t
 		f()
 	}) {
-		g.t = whole
-		whole.FailNow()
+		g.whole.FailNow()
 	}
 }
 
@@ -312,9 +341,9 @@ func (g *guest) get(url string) string {
 	g.t.Helper()
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		Dial: func(network, address string) (c net.Conn, err error) {
-			err = g.inNetwork(func() error {
-				c, err = net.Dial(network, address)
+		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = g.inNetwork(func() (err error) {
+				c, err = (&net.Dialer{}).DialContext(ctx, network, address)
 				return err
 			})
 			return c, err
@@ -343,7 +372,8 @@ type broker struct {
 	server *http.Server // while it is up
 
 	mu       sync.Mutex
-	refuse   string         // answer 401 to all but this Authorization; "" lets in everybody
+	silent   bool           // take requests and never answer
+	refuse   string         // see admit; "" lets in everybody
 	seen     map[string]int // requests by Authorization
 	arrivals []arrival      // in their order
 }
@@ -366,13 +396,38 @@ func (b *broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	token := r.Header.Get("Authorization")
 	b.mu.Lock()
 	b.seen[token]++
-	refused := b.refuse != "" && token != b.refuse
+	refused, silent := b.refuse != "" && token != b.refuse, b.silent
 	b.mu.Unlock()
+	if silent {
+		<-r.Context().Done() // the client's patience
+		return
+	}
 	if refused {
 		http.Error(w, `{"error":"Unauthorized","description":"no valid token"}`, http.StatusUnauthorized)
 		return
 	}
 	b.Broker.ServeHTTP(w, r)
+}
+
+// answer says whether it answers from now on.
+func (b *broker) answer(yes bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.silent = !yes
+}
+
+// admit answers 401 to all but one Authorization from now on.
+func (b *broker) admit(authorization string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refuse = authorization
+}
+
+// saw is how many requests came with an Authorization.
+func (b *broker) saw(authorization string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen[authorization]
 }
 
 func (b *broker) put(u sandbox.Update) {
@@ -389,7 +444,7 @@ func (b *broker) put(u sandbox.Update) {
 		if err != nil {
 			panic(err) // the sandbox refuses such times
 		}
-		a.at = at
+		a.at = at.UTC()
 		a.attrs += " " + attr.Name
 	}
 	b.mu.Lock()
@@ -418,7 +473,7 @@ func (b *broker) up() {
 	}
 	server := &http.Server{Handler: b}
 	b.server = server
-	b.guest.t.Cleanup(func() { server.Close() })
+	b.guest.whole.Cleanup(func() { server.Close() })
 	go func() { _ = server.Serve(ln) }() // until it is closed
 }
 

@@ -42,6 +42,15 @@ func TestFreshInstall(t *testing.T) {
 			g.t.Errorf("it is %s and %s", g.property("ActiveState"), g.property("UnitFileState"))
 		}
 	})
+	g.step("everybody on the machine may ask how it does", func() {
+		out := g.run("setpriv --reuid=nobody --regid=nogroup --clear-groups gateway status")
+		if !strings.Contains(out, "no sensor configured, 0 waiting, no broker configured") {
+			g.t.Error(out)
+		}
+		if line := g.property("StatusText"); !strings.Contains(line, "no broker configured") {
+			g.t.Errorf("systemd has been told %q", line)
+		}
+	})
 	g.step("its user, its groups and its folders are there, and closed to others", func() {
 		// Without one of the groups the unit fails with 216/GROUP, without the folder of
 		// secrets with 243/CREDENTIALS.
@@ -201,11 +210,14 @@ func TestHeals(t *testing.T) {
 	g.step("and after a restart the last one that worked, which is said", func() {
 		g.run("systemctl restart " + unit)
 		b.next()
-		text := g.run("gateway status")
-		g.t.Log(text)
-		for _, want := range []string{configFile, "bme289"} {
-			if !strings.Contains(text, want) {
-				g.t.Errorf("`gateway status` does not say %s", want)
+		for command, want := range map[string]string{
+			"gateway status":                configFile + " is refused, an earlier one runs",
+			"gateway status --json":         "bme289",
+			"systemctl status " + unit:      "the configuration is faulty",
+			"! gateway check " + configFile: "bme289",
+		} {
+			if text := g.run(command + " 2>&1"); !strings.Contains(text, want) {
+				g.t.Errorf("`%s` does not say %q:\n%s", command, want, text)
 			}
 		}
 	})
@@ -225,6 +237,7 @@ func TestHeals(t *testing.T) {
 // A process that stands still is no better than one that is dead, and systemd
 // cannot see it: the main loop must ping the watchdog, itself.
 func TestHangs(t *testing.T) {
+	t.Parallel()
 	for name, how := range map[string]struct{ signal, dump string }{
 		"the process stands still": {"STOP", ""},
 		"the main loop hangs":      {"USR1", "main.hang"},
@@ -255,6 +268,28 @@ func TestHangs(t *testing.T) {
 	}
 }
 
+// What others do is no hang of ours: a broker that takes a request and never
+// answers. A restart would help nobody.
+func TestSilentBroker(t *testing.T) {
+	t.Parallel()
+	g, b := installed(t, made(t).newer)
+	old := g.mainPID()
+	b.answer(false)
+	const silence = 40 * time.Second // the watchdog has 30 s
+	time.Sleep(silence)
+	if p := g.mainPID(); p != old || g.property("NRestarts") != "0" {
+		t.Errorf("pid %d, and it was %d; %s restarts", p, old, g.property("NRestarts"))
+	}
+	ledger := g.exported()
+	if len(ledger) < int(silence/time.Second) {
+		t.Errorf("%d readings wait after %v: sensing does not go on", len(ledger), silence)
+	}
+	b.answer(true)
+	took := b.arrive(ledger)
+	g.figure("the same process after %s of silence; %d readings arrived within %s", seconds(silence), len(ledger), seconds(took))
+	b.sound()
+}
+
 // A leak: Raspberry Pi OS has the memory cgroup off, so the daemon watches itself.
 // This container has none either.
 func TestLeaks(t *testing.T) {
@@ -273,81 +308,4 @@ func TestLeaks(t *testing.T) {
 		g.t.Errorf("it does not say why it ended:\n%s", said)
 	}
 	b.sound()
-}
-
-// exported is what the log holds, in its order: it has been accepted.
-func (g *guest) exported() []accepted {
-	g.t.Helper()
-	var list []accepted
-	for _, line := range strings.Split(g.run("gateway buffer export --format csv --dir "+logDir+" | tail -n +2"), "\n") {
-		f := strings.Split(line, ",")
-		if len(f) < 2 {
-			continue
-		}
-		at, err := time.Parse(time.RFC3339, f[0])
-		if err != nil {
-			g.t.Fatalf("%s: %v", line, err)
-		}
-		list = append(list, accepted{f[1], at})
-	}
-	return list
-}
-
-// accepted is a reading that the daemon has answered for.
-type accepted struct {
-	sensor string
-	at     time.Time
-}
-
-// waits has readings wait for a broker that is away, until a second's worth of
-// every sensor and more is on the disk.
-func (b *broker) waits() []accepted {
-	b.guest.t.Helper()
-	b.down()
-	var list []accepted
-	b.guest.await("readings to wait", func() bool {
-		list = b.guest.exported()
-		return len(list) >= 12
-	})
-	return list
-}
-
-// arrive waits until all of a ledger has come.
-func (b *broker) arrive(ledger []accepted) time.Duration {
-	b.guest.t.Helper()
-	return b.guest.await(fmt.Sprintf("%d readings that were accepted", len(ledger)), func() bool {
-		came := map[accepted]bool{}
-		for _, a := range b.all() {
-			came[accepted{a.sensor, a.at.UTC()}] = true
-		}
-		for _, a := range ledger {
-			if !came[accepted{a.sensor, a.at.UTC()}] {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// sound fails a test to whose broker something came twice, or an entity's values
-// out of order.
-func (b *broker) sound() {
-	b.guest.t.Helper()
-	type once struct {
-		entity, attrs string
-		at            int64
-	}
-	seen, newest := map[once]bool{}, map[string]time.Time{}
-	for _, a := range b.all() {
-		key := once{a.entity, a.attrs, a.at.UnixMilli()}
-		if seen[key] {
-			b.guest.t.Errorf("%s of %v came twice", a.entity, a.at)
-		}
-		seen[key] = true
-		if a.at.Before(newest[a.entity]) {
-			b.guest.t.Errorf("%s: %v came after %v", a.entity, a.at, newest[a.entity])
-		}
-		newest[a.entity] = a.at
-	}
-	b.guest.figure("%d updates at the broker: none twice, each entity's in order", len(seen))
 }

@@ -58,6 +58,9 @@ var figures struct {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if packagesDir != "" {
+		_ = os.RemoveAll(packagesDir)
+	}
 	if len(figures.lines) > 0 {
 		fmt.Println("=== measured")
 		for _, l := range figures.lines {
@@ -110,30 +113,33 @@ type packages struct {
 	program, faulty     string // of newer, and one that goes wrong on demand (build tag faults)
 }
 
+var packagesDir string // theirs, until all tests have ended
+
 var makePackages = sync.OnceValues(func() (p packages, err error) {
 	if p.newer, p.newerVersion, err = newer(); err != nil {
 		return p, err
 	}
 	p.olderVersion = p.newerVersion + "~older" // a tilde comes before the end
-	dir, err := filepath.Abs(filepath.Join("..", "..", "build", "lifecycle"))
+	if packagesDir, err = os.MkdirTemp("", "packages-"); err != nil {
+		return p, err
+	}
+	dir := packagesDir
+	here, err := os.Getwd()
 	if err != nil {
 		return p, err
 	}
-	deb, err := filepath.Abs(p.newer)
-	if err != nil {
-		return p, err
-	}
+	deb := filepath.Join(here, p.newer)
 	p.older, p.program, p.faulty = filepath.Join(dir, "older.deb"), filepath.Join(dir, "gateway"), filepath.Join(dir, "gateway-faults")
 	cmd := exec.Command("sh", "-ec", `rm -rf older && dpkg-deb -R "$NEWER" older
 		cp older`+program+` gateway
 		sed -i "s/^Version: .*/Version: $OLDER/" older/DEBIAN/control
 		echo '# This line is no more.' >> older`+configFile+`
-		go build -trimpath -ldflags "-s -w -X main.version=$OLDER" -o older`+program+` ../../cmd/gateway
+		go build -C "$HERE" -trimpath -ldflags "-s -w -X main.version=$OLDER" -o "$PWD/older`+program+`" campus-gateway/cmd/gateway
 		dpkg-deb --root-owner-group -Zgzip -z1 -b older older.deb
 		rm -rf older
-		go build -trimpath -tags faults -ldflags "-X main.version=faults" -o gateway-faults ../../cmd/gateway`)
+		go build -C "$HERE" -trimpath -tags faults -ldflags "-X main.version=faults" -o "$PWD/gateway-faults" campus-gateway/cmd/gateway`)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "NEWER="+deb, "OLDER="+p.olderVersion)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "HERE="+here, "NEWER="+deb, "OLDER="+p.olderVersion)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return p, fmt.Errorf("the packages for the test: %w\n%s", err, out)
 	}
@@ -142,6 +148,7 @@ var makePackages = sync.OnceValues(func() (p packages, err error) {
 
 func made(t *testing.T) packages {
 	t.Helper()
+	able(t)
 	p, err := makePackages()
 	if err != nil {
 		t.Fatal(err)
