@@ -37,12 +37,15 @@ var standIns = []struct {
 	{"ssh pi@", "there is no second machine: whoever types this is on the Pi already", nothing},
 	{"sudo poweroff", "run as it stands; the machine is then switched on again", (*user).powerCycle},
 	{"gateway read ", "a container has no I2C: once the chip is wired, the driver reads a simulated one (--simulate)", (*user).read},
+	{"sudo raspi-config ", "this is no Pi: a script of that name makes a null device the bus", asItStands},
 	{"sudo nano ", "an editor wants hands: the block that follows is written into the file", (*user).edit},
 	{"sudo systemctl edit ", "the same; into the file that systemd would have edited", (*user).edit},
 	{"sudo install -m 0600 /dev/stdin ", "what is pasted comes through a pipe", (*user).paste},
 }
 
 func nothing(*user, step) string { return "" }
+
+func asItStands(_ *user, s step) string { return s.command }
 
 // hands are what people do that is no command.
 var hands = map[string]func(*user){
