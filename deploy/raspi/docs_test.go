@@ -32,6 +32,7 @@ var standIns = []struct {
 	why     string
 	do      func(*user, step) string // returns what is run instead, or "": what was done is enough
 }{
+	{"make package", "whoever runs this test has: what it made is what is installed here", nothing},
 	{"ssh-keygen ", "its questions are answered by three empty lines", func(_ *user, s step) string { return `printf '\n\n\n' | ` + s.command }},
 	{"scp ", "there is no second machine: the files are here already", nothing},
 	{"ssh pi@", "there is no second machine: whoever types this is on the Pi already", nothing},
@@ -350,7 +351,7 @@ func TestDocs(t *testing.T) {
 		t.Run(strings.TrimSuffix(name, ".md"), func(t *testing.T) {
 			t.Parallel()
 			u := newUser(t)
-			parts := partsOf(t, name)
+			parts, wrong := partsOf(t, name), 0
 			for i, p := range parts {
 				u.rest = parts[i+1:]
 				switch p.kind {
@@ -369,6 +370,9 @@ func TestDocs(t *testing.T) {
 						}
 						if err != nil {
 							t.Errorf("%s:%d: $ %s\n%v", name, s.line, s.command, err)
+							if wrong++; wrong == 3 {
+								t.Fatal("what follows may stand on this: the rest is not typed")
+							}
 						}
 					}
 				}
