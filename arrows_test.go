@@ -24,11 +24,12 @@ var house = map[string][]string{
 	"campus-gateway/systemd":      {"github.com/godbus/dbus/v5", "github.com/kardianos/service"},
 	"campus-gateway/cmd/gateway": {
 		"campus-gateway", "campus-gateway/buffer", "campus-gateway/drivers", "campus-gateway/drivers/bus", "campus-gateway/drivers/sim",
-		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd",
+		"campus-gateway/live", "campus-gateway/ngsi", "campus-gateway/ngsi/sandbox", "campus-gateway/systemd", "campus-gateway/cmd/gateway/quiet",
 		"github.com/kardianos/service", "github.com/spf13/cobra", "go.yaml.in/yaml/v3", "golang.org/x/term", "github.com/VictoriaMetrics/metrics", "periph.io/x/conn/v3",
 	},
-	"campus-gateway/deploy/raspi": {}, // tests only
-	"campus-gateway/hil":          {}, // tests only
+	"campus-gateway/cmd/gateway/quiet": {},
+	"campus-gateway/deploy/raspi":      {}, // tests only
+	"campus-gateway/hil":               {}, // tests only
 }
 
 var nameless = []string{"util", "utils", "common", "helper", "helpers", "types", "models", "pkg", "internal", "misc"}

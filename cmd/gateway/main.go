@@ -7,12 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"strings"
 	"syscall"
+
+	_ "campus-gateway/cmd/gateway/quiet"
 
 	"github.com/spf13/cobra"
 )
@@ -31,7 +32,6 @@ func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(48 << 20) // a Pi has processor time to spare rather than memory, from here on
 	}
-	log.SetOutput(io.Discard) // periph's GPIO driver writes there what its callers are told anyway
 	os.Exit(managed(ctx, func(ctx context.Context, stderr io.Writer) int { return execute(ctx, os.Args[1:], os.Stdout, stderr) }))
 }
 

@@ -291,7 +291,7 @@ func (p provisioning) next(keys []string, token string) (lines []string) {
 	if p.Bookworm {
 		say("  3. there, add this to the end of the one line in cmdline.txt, behind a blank:\n     %s", firstRunHook)
 	}
-	say("After some minutes http://%s.local:8080 answers. If not: gateway-first-boot.log on the boot partition says why.", p.ID)
+	say("After some minutes http://%s.local:8080/api/v1/sensors answers. If not: gateway-first-boot.log on the boot partition says why.", p.ID)
 	if p.TokenFile != "" && token == "" {
 		say("Readings wait on the Pi until it has the token:\n  ssh %s@%s.local 'sudo install -m 0600 /dev/stdin %s && sudo systemctl restart gateway' < token", p.User, p.ID, p.TokenFile)
 	}

@@ -186,7 +186,7 @@ func TestProvisionExample(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("%s is not what `gateway provision` prints: go test ./cmd/gateway -run TestProvisionExample -update", file)
 	}
-	for _, words := range []string{"as user-data", "gateway_…_arm64.deb", "http://gw-a101.local:8080"} {
+	for _, words := range []string{"as user-data", "gateway_…_arm64.deb", "http://gw-a101.local:8080/api/v1/sensors"} {
 		if !strings.Contains(stderr, words) {
 			t.Errorf("%q is not told: %s", words, stderr)
 		}

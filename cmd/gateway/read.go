@@ -10,7 +10,6 @@ import (
 
 	"campus-gateway"
 	"campus-gateway/drivers"
-	"campus-gateway/drivers/bus"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -21,6 +20,7 @@ func newRead() *cobra.Command {
 	var address string
 	var settings []string
 	var timeout time.Duration
+	var simulate bool
 	cmd := &cobra.Command{
 		Use:   "read DRIVER",
 		Short: "Ask one chip for its values, once",
@@ -36,8 +36,8 @@ of the configuration file (see "gateway init"), given with --set.`,
 			if err != nil {
 				return err
 			}
-			host := &bus.Host{}
-			defer host.Close()
+			host, closeHost := newHost(simulate, newLogger(cmd.ErrOrStderr()))
+			defer closeHost()
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			return readOnce(ctx, host, s, cmd.OutOrStdout())
@@ -50,6 +50,7 @@ of the configuration file (see "gateway init"), given with --set.`,
 	f.Bool("shared", false, "talk to a chip that a kernel driver owns")
 	f.StringArrayVar(&settings, "set", nil, "a driver option as `key=value`; may be repeated")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for a value")
+	f.BoolVar(&simulate, "simulate", false, "read a simulated chip, as `gateway run --simulate` does")
 	return cmd
 }
 

@@ -23,7 +23,7 @@ work=$(realpath "$work")
 # What the gateway's Debian has that the smallest one has not: udev and kmod for
 # devices, dbus for timedate1, the authorities that its package wants, iproute2 and
 # procps to look at it.
-packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,ca-certificates
+packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,ca-certificates,sudo,curl,openssh-client
 
 root() {
   local missing=() p mirror
