@@ -35,7 +35,7 @@ planted: ## bugs put in on purpose, and that the tests see each
 
 lint: ## formatting, vet, staticcheck, shellcheck where it is installed
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'run gofmt -w on these'; exit 1; }
-	go vet ./... && go vet -tags hil ./hil/ ./drivers/bus/ && go vet -tags lifecycle ./deploy/raspi/ && cd buffer/bench && go vet .
+	go vet ./... && go vet -tags faults ./cmd/gateway && go vet -tags hil ./hil/ ./drivers/bus/ && go vet -tags lifecycle ./deploy/raspi/ && cd buffer/bench && go vet .
 	go tool staticcheck ./... && go tool staticcheck -tags lifecycle ./deploy/raspi/
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run .ci/bars .ci/planted .ci/bench .ci/package .ci/reproducible hil/*.sh deploy/raspi/install.sh $(SCRIPTS); else echo 'SKIPPED: shellcheck is not installed'; fi
 

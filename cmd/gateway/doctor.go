@@ -100,7 +100,7 @@ type patient struct {
 	*computer
 	file   string
 	c      *config // nil: none that can be used
-	fault  error   // then: why
+	fault  error   // what gateway check says of it
 	daemon daemon
 }
 
@@ -162,7 +162,9 @@ type report struct {
 // examine does every check, and takes askDaemon and m.limit at most.
 func examine(ctx context.Context, m *computer, file string) *report {
 	p := &patient{computer: m, file: file}
-	p.c, p.fault = loadConfig(file)
+	if p.c, p.fault = loadConfig(file); p.fault == nil {
+		p.fault = p.c.whole()
+	}
 	asking, cancel := context.WithTimeout(ctx, askDaemon)
 	p.daemon = m.findDaemon(asking, p.c)
 	cancel()

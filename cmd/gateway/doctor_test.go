@@ -382,6 +382,7 @@ var diagnoses = []struct {
 }{
 	// Configuration.
 	{"faulty configuration", func(c *clinic) { c.set("bme280", "bme820") }, "configuration", isFailure, `unknown driver "bme820": did you mean "bme280"?`, "gateway check"},
+	{"token not there", func(c *clinic) { c.set("broker: {", "broker: {auth: {token_file: /nonexistent}, ") }, "configuration", isFailure, "token_file: the secret's file cannot be read", "gateway check"},
 	{"no configuration", func(c *clinic) { c.config = "" }, "configuration", isFailure, "there is no such file", "gateway init | sudo tee "},
 	{"a folder", func(c *clinic) { c.config = "folder" }, "configuration", isFailure, "this is a folder", ""},
 	{"configuration not for us", func(c *clinic) {

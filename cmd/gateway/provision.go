@@ -293,7 +293,7 @@ func (p provisioning) next(keys []string, token string) (lines []string) {
 	}
 	say("After some minutes http://%s.local:8080/api/v1/sensors answers. If not: gateway-first-boot.log on the boot partition says why.", p.ID)
 	if p.TokenFile != "" && token == "" {
-		say("The gateway starts when it has its token:\n  ssh %s@%s.local 'sudo install -m 0600 /dev/stdin %s && sudo systemctl restart gateway' < token", p.User, p.ID, p.TokenFile)
+		say("Readings wait on the Pi until it has the token:\n  ssh %s@%s.local 'sudo install -m 0600 /dev/stdin %s && sudo systemctl restart gateway' < token", p.User, p.ID, p.TokenFile)
 	}
 	return lines
 }
