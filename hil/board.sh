@@ -4,6 +4,9 @@
 #   hil/board.sh sabrelite [FILE...]   i.MX6, 32 bit: I2C, GPIO inputs, network
 #   hil/board.sh raspi3b   [FILE...]   Raspberry Pi 3B, 64 bit: the Pi's own I2C
 #
+# A FILE that is a Debian package of the gateway is installed in a small Debian that
+# systemd runs, to which the other FILEs are given in /hil.
+#
 # Prepares the board (Debian packages, kernel, device tree, initramfs; all kept
 # under build/hil/) and boots it with the FILEs in /hil. The board's serial line
 # is standard input and output; Ctrl-C or `reboot -f` ends it. QEMU's control
@@ -27,8 +30,8 @@ cannot() { say "$*"; exit 77; }
 why() { grep -m 1 '^[EW]:' "$1" || tail -n 1 "$1"; } # of an apt-get that did not work
 
 case $board in
-  sabrelite) arch=armhf kernel=linux-image-armmp modules="i2c-imx i2c-dev gpio-mxc lm75 dps310 fec imx2_wdt" ;;
-  raspi3b) arch=arm64 kernel=linux-image-arm64 modules="i2c-bcm2835 i2c-dev lm75 dps310 bcm2835_wdt" ;;
+  sabrelite) arch=armhf console=ttymxc1 kernel=linux-image-armmp modules="i2c-imx i2c-dev gpio-mxc lm75 dps310 fec imx2_wdt" ;;
+  raspi3b) arch=arm64 console=ttyS1 kernel=linux-image-arm64 modules="i2c-bcm2835 i2c-dev lm75 dps310 bcm2835_wdt" ;;
   *) say "no board is called $board"; exit 2 ;;
 esac
 
@@ -49,14 +52,10 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # --- The board's packages, without touching the host's dpkg and apt -----------
-# fetch DIR ARCH SUITES PACKAGE...: downloads through an apt root of its own
-# (signatures are checked as usual), from the archive that the host is set up
-# with, and unpacks into DIR/root. A PACKAGE that begins with "linux-image-" is
-# the metapackage of the kernel that is meant.
-fetch() {
-  local dir=$work/$1 arch=$2 suites=$3 mirror s p packages=()
-  shift 3
-  if [ -e "$dir/done" ]; then return; fi
+# archive_of DIR ARCH SUITES: an apt root of its own in DIR (signatures are checked as
+# usual), with the archive that the host is set up with. APT_CONFIG=DIR/conf uses it.
+archive_of() {
+  local dir=$1 arch=$2 suites=$3 mirror s
   rm -rf "$dir"
   mkdir -p "$dir"/{lists/partial,cache/archives/partial,etc/preferences.d,etc/none}
   mirror=${DEBIAN_MIRROR:-$(sed -nE 's#^[^\#]*(https?://[^ ]+/debian)/?( .*)?$#\1#p' /etc/apt/sources.list \
@@ -73,8 +72,17 @@ Dir::State "$dir"; Dir::State::lists "$dir/lists"; Dir::State::status "$dir/stat
 Dir::Cache "$dir/cache"; Dir::Etc "$dir/etc"; Dir::Etc::sourcelist "$dir/sources.list";
 Dir::Etc::sourceparts "none"; Dir::Etc::parts "none";
 CONF
-  say "downloading $* for $arch"
   APT_CONFIG=$dir/conf apt-get -qq --error-on=any update > "$dir/log" 2>&1 || cannot "apt-get update: $(why "$dir/log")"
+}
+
+# fetch DIR ARCH SUITES PACKAGE...: downloads and unpacks into DIR/root. A PACKAGE that
+# begins with "linux-image-" is the metapackage of the kernel that is meant.
+fetch() {
+  local dir=$work/$1 arch=$2 suites=$3 p packages=()
+  shift 3
+  if [ -e "$dir/done" ]; then return; fi
+  say "downloading $* for $arch"
+  archive_of "$dir" "$arch" "$suites"
   for p; do
     case $p in linux-image-*) p=$(APT_CONFIG=$dir/conf apt-cache depends "$p" | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1) ;; esac
     packages+=("$p")
@@ -144,6 +152,46 @@ if stale board.dtb; then
   mv new.dtb board.dtb
 fi
 
+# --- A small Debian with systemd, for a FILE that is a Debian package ----------
+# Its packages are unpacked and not configured, since nothing of this architecture
+# runs here: systemd makes users and folders itself when it starts.
+# debian_with DEB: puts it with the package into own/hil/debian.tar.gz. What else is in
+# FILEs for it, the guest puts there.
+debian_with() {
+  local dir=$work/debian p
+  if [ ! -e "$dir/done" ] || [ "$here/board.sh" -nt "$dir/done" ]; then
+    say "downloading systemd for $arch"
+    archive_of "$dir" "$arch" "bookworm bookworm-updates"
+    APT_CONFIG=$dir/conf apt-get -qq -y --no-install-recommends --download-only install systemd systemd-sysv udev kmod busybox-static > "$dir/log" 2>&1 ||
+      cannot "apt-get install --download-only: $(why "$dir/log")"
+    mkdir -p "$dir/root"/{usr/bin,usr/sbin,usr/lib,dev,proc,sys,run,tmp,root,hil,var/log,etc/systemd/system}
+    for p in bin sbin lib; do ln -s "usr/$p" "$dir/root/$p"; done # merged /usr, which the packages take for granted
+    for p in "$dir"/cache/archives/*.deb; do
+      dpkg-deb --fsys-tarfile "$p" | tar -x --keep-directory-symlink -C "$dir/root" \
+        --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./usr/share/perl*' --exclude='./usr/lib/*/perl*' \
+        --exclude='./usr/lib/udev/hwdb.d/*' --exclude='./usr/share/i18n/*' --exclude='./usr/share/bash-completion/*' --exclude='./usr/share/zsh/*'
+    done
+    rm -rf "$dir/cache" "$dir/lists"
+    printf 'root:x:0:0:root:/root:/bin/sh\n' > "$dir/root/etc/passwd"
+    printf 'root:x:0:\n' > "$dir/root/etc/group"
+    ln -sf busybox "$dir/root/usr/bin/sh"
+    tr -d - < /proc/sys/kernel/random/uuid > "$dir/root/etc/machine-id"
+    echo board > "$dir/root/etc/hostname"
+    cp "$here/shell.service" "$dir/root/etc/systemd/system/"
+    mkdir -p "$dir/root/etc/systemd/system/multi-user.target.wants"
+    ln -s ../shell.service "$dir/root/etc/systemd/system/multi-user.target.wants/"
+    ln -sf /usr/lib/systemd/system/multi-user.target "$dir/root/etc/systemd/system/default.target"
+    for p in getty.target "serial-getty@$console.service"; do ln -s /dev/null "$dir/root/etc/systemd/system/$p"; done
+    touch "$dir/done"
+  fi
+  rm -rf debian-now
+  cp -a "$dir/root" debian-now
+  dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C debian-now
+  ln -s /usr/lib/systemd/system/gateway.service debian-now/etc/systemd/system/multi-user.target.wants/
+  tar -C debian-now --numeric-owner -cf - . | gzip -1 > own/hil/debian.tar.gz
+  rm -rf debian-now
+}
+
 # --- The initramfs: a part that stays, and one with the FILEs ------------------
 archive() { (cd "$1" && find . | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0 | gzip -1); }
 if stale base.gz; then
@@ -167,7 +215,12 @@ if stale base.gz; then
 fi
 rm -rf own
 mkdir -p own/hil
-for f in "${files[@]}"; do cp "$f" own/hil/; done
+for f in "${files[@]}"; do
+  case $f in
+    *.deb) debian_with "$f" ;; # a Debian with it, that systemd runs
+    *) cp "$f" own/hil/ ;;
+  esac
+done
 archive own | cat base.gz - > initrd.gz # the kernel unpacks both
 
 # --- Boot ---------------------------------------------------------------------
@@ -175,7 +228,6 @@ archive own | cat base.gz - > initrd.gz # the kernel unpacks both
 # TMP105 is ours alone. The third is unplugged by switching the mux before it,
 # as QEMU refuses device_del on an I2C bus; on the Pi it has a bus of its own.
 if [ "$board" = sabrelite ]; then
-  console=ttymxc1
   machine="-M sabrelite -smp 1 -m 512 -nic user
     -device tmp105,bus=i2c-bus.0,address=0x48,id=kernel
     -device tmp105,bus=i2c-bus.0,address=0x49,id=own
@@ -183,7 +235,6 @@ if [ "$board" = sabrelite ]; then
     -device pca9548,bus=i2c-bus.0,address=0x70,id=mux
     -device tmp105,bus=i2c.0,address=0x4a,id=plug"
 else # one thread for the four CPUs: waiting ones would eat the host
-  console=ttyS1
   machine="-M raspi3b -accel tcg,thread=single
     -device tmp105,bus=i2c-bus.1,address=0x48,id=kernel
     -device tmp105,bus=i2c-bus.2,address=0x4a,id=other"

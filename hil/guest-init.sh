@@ -21,6 +21,19 @@ if [ -e /sys/class/net/eth0 ]; then # QEMU's user network: the host is 10.0.2.2
   ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default via 10.0.2.2
 fi
 cd /hil || exit
+if [ -e debian.tar.gz ]; then # systemd goes on from here
+  mkdir /debian
+  mount -t tmpfs -o mode=755 debian /debian
+  gunzip -c debian.tar.gz | tar -x -C /debian
+  rm debian.tar.gz
+  cp -a /hil /debian/
+  /bin/busybox --install -s /debian/usr/local/bin 2> /dev/null
+  # shellcheck source=/dev/null
+  if [ -e put ]; then . ./put; fi
+  umount /proc /sys /tmp
+  mount -o move /dev /debian/dev
+  exec switch_root /debian /sbin/init
+fi
 # shellcheck source=/dev/null
 if [ -e start ]; then . ./start; fi
 if grep -q hil.plain /proc/cmdline; then stty -echo; fi

@@ -192,6 +192,105 @@ func TestStart(t *testing.T) {
 	}
 }
 
+// The Debian package's own service, in its sandbox, on a kernel with a real bus and
+// real lines: what is closed is closed, and the chips can be read all the same.
+func TestService(t *testing.T) {
+	broker := &arrivals{values: map[string][]string{}}
+	first := make(chan time.Time, 1)
+	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: func(u sandbox.Update) {
+		broker.put(u)
+		if u.Type == "WeatherObserved" {
+			select {
+			case first <- time.Now():
+			default:
+			}
+		}
+	}}))
+	defer server.Close()
+	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
+	dir := t.TempDir()
+	yaml, put := filepath.Join(dir, "gateway.yaml"), filepath.Join(dir, "put")
+	for file, text := range map[string]string{
+		yaml: strings.Replace(fmt.Sprintf(gatewayYAML, port), "log: {dir: /tmp/log}\n", "", 1),
+		// As the package's postinst does it, once there is the group.
+		put: "cp gateway.yaml /debian/etc/gateway/\n" +
+			"printf 'z /etc/gateway 0750 root gateway\\nz /etc/gateway/gateway.yaml 0640 root gateway\\n' > /debian/etc/tmpfiles.d/gateway.conf\n",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("make", "-C", "..", "package").CombinedOutput(); err != nil {
+		t.Fatalf("make package: %v\n%s", err, out)
+	}
+	debs, err := filepath.Glob("../build/gateway_*_armhf.deb")
+	if err != nil || len(debs) != 1 {
+		t.Fatalf("%v, %v", debs, err)
+	}
+	b := boot(t, "sabrelite", yaml, put, debs[0])
+	defer func() {
+		if t.Failed() {
+			t.Log(b.sh("journalctl -u gateway --no-pager | tail -n 40"))
+		}
+	}()
+
+	b.step("it starts by itself", func(t *testing.T) {
+		select {
+		case at := <-first:
+			t.Logf("from the start of the kernel to the first delivered reading: %.1f s", b.kernel+at.Sub(b.up).Seconds())
+		case <-time.After(2 * time.Minute):
+			t.Fatal("nothing arrived")
+		}
+		b.heat("own", 23.5)
+		await(t, "23.5 °C", func() bool { return near(broker.newest("own temperature"), 23.5) })
+		for _, open := range []bool{true, false} {
+			b.drive(6, open)
+			await(t, fmt.Sprint("contact ", open), func() bool { return broker.newest("door numValue") == strconv.Itoa(map[bool]int{true: 1}[open]) })
+		}
+	})
+
+	const main = "$(systemctl show -P MainPID gateway)"
+	b.step("it has no rights", func(t *testing.T) {
+		status := b.sh("cat /proc/" + main + "/status")
+		for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(status, want) {
+				t.Errorf("no %q in\n%s", want, status)
+			}
+		}
+		if strings.Contains(status, "Uid:\t0\t") {
+			t.Error("it runs as root")
+		}
+	})
+
+	// A shell in the service's group of processes has its device policy and its limit
+	// of memory, and nothing else of it: it is root.
+	const inside = "sh -c 'echo $$ > /sys/fs/cgroup/system.slice/gateway.service/cgroup.procs; "
+	b.step("it may use buses and lines, and no other device", func(t *testing.T) {
+		for _, dev := range []string{"/dev/i2c-1", "/dev/gpiochip0", "/dev/null"} {
+			if out, ok := b.try(inside + ": < " + dev + "'"); !ok {
+				t.Errorf("%s: %s", dev, out)
+			}
+		}
+		for _, dev := range []string{"/dev/kmsg", "/dev/ttymxc0", "/dev/watchdog"} {
+			b.sh("test -c " + dev)
+			if out, ok := b.try(inside + ": < " + dev + "'"); ok || !strings.Contains(out, "Operation not permitted") {
+				t.Errorf("%s can be opened: %s", dev, out)
+			}
+		}
+	})
+
+	b.step("more memory than it may have ends it, and it comes back", func(t *testing.T) {
+		before := b.sh("echo " + main)
+		b.try(inside + "exec tail /dev/zero'") // grows until the kernel ends it
+		await(t, "a new process", func() bool { now := b.sh("echo " + main); return now != "0" && now != before })
+		if out := b.sh("journalctl -u gateway --no-pager -o cat"); !strings.Contains(out, "oom-kill") {
+			t.Errorf("it was not the memory that ended it:\n%s", out)
+		}
+		n := broker.count("own temperature")
+		await(t, "readings again", func() bool { return broker.count("own temperature") > n })
+	})
+}
+
 func TestRaspberryPi(t *testing.T) {
 	yaml := filepath.Join(t.TempDir(), "gateway.yaml")
 	if err := os.WriteFile(yaml, []byte(`
