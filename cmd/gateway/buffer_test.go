@@ -90,7 +90,7 @@ sensors:
 	if s := look(); s.Daemon || s.Waiting < strings.Count(live, "\n") {
 		t.Errorf("%+v", s)
 	}
-	if got, want := undelivered(t.Context(), file), fmt.Sprintf("%d readings that are not delivered yet", state.Waiting); got != want {
+	if got, want := undelivered(t.Context(), file), fmt.Sprintf("%d readings not delivered yet", state.Waiting); got != want {
 		t.Errorf("gateway uninstall says %q, want %q", got, want)
 	}
 	all := ask("export", "-c", file)

@@ -57,6 +57,14 @@ func newVersion() *cobra.Command {
 	return cmd
 }
 
+// plural is a number of things: "1 sensor", "3 sensors".
+func plural[N int | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 func orUnknown(s string) string {
 	if s == "" {
 		return "unknown"
@@ -87,7 +95,7 @@ line itself and what to write instead. Exit status 0: none.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: gateway %s, %d sensors, %s\n", args[0], c.Gateway.ID, len(c.Sensors), destinations(c))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is good: gateway %s, %s, %s\n", args[0], c.Gateway.ID, plural(len(c.Sensors), "sensor"), destinations(c))
 			return nil
 		},
 	}

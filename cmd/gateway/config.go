@@ -35,7 +35,9 @@ type config struct {
 	Contexts contextsConfig `yaml:"contexts"`
 	Sensors  []sensorConfig `yaml:"-"`
 
-	source []byte  // that it was read from
+	source    []byte // that it was read from
+	temporary bool   // the log is thrown away at the end
+
 	absent *faults // files that it names and that cannot be read: their uplinks wait for them; nil: none
 }
 
@@ -136,6 +138,9 @@ func loadConfig(file string) (*config, error) {
 	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: there is no such file: make one with `gateway init > %s`", file, file)
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: this user may not read it: use sudo", err)
 	}
 	if err != nil {
 		return nil, err

@@ -114,6 +114,7 @@ func demo(ctx context.Context, f demoFlags, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	c.temporary = f.dir == ""
 	show := newScreen(out)
 	broker := sandbox.New(sandbox.Options{OnUpdate: show.update})
 	serving := start(brokerTask{broker, ln})

@@ -221,12 +221,6 @@ func (r *report) count() string {
 	for _, f := range r.Findings {
 		n[f.Status]++
 	}
-	plural := func(n int, word string) string {
-		if n == 1 {
-			return "1 " + word
-		}
-		return fmt.Sprintf("%d %ss", n, word)
-	}
 	return fmt.Sprintf("%s, %s, %d ok, %d skipped", plural(n[isFailure], "failure"), plural(n[isWarning], "warning"), n[isOK], n[isSkipped])
 }
 
@@ -428,7 +422,7 @@ func checkConfig(_ context.Context, p *patient) []finding {
 		if len(p.c.Uplinks) > 0 {
 			to = destinations(p.c)
 		}
-		found := []finding{ok(name, "%s: gateway %s, %d sensors, %s", p.file, p.c.Gateway.ID, len(p.c.Sensors), to)}
+		found := []finding{ok(name, "%s: gateway %s, %s, %s", p.file, p.c.Gateway.ID, plural(len(p.c.Sensors), "sensor"), to)}
 		if why := p.daemon.refused; why != "" {
 			found = append(found, warn("in use", "gateway check "+p.file, "the daemon runs on the last configuration that worked; it refused this one: %s", why))
 		}

@@ -100,7 +100,7 @@ func openLog(c *config, clock *gateway.Clock, log *slog.Logger) (*buffer.Log[gat
 		return nil, err
 	}
 	s := q.Stats()
-	if s.Volatile != "" && s.Failing == nil {
+	if s.Volatile != "" && s.Failing == nil && !c.temporary {
 		log.Warn("the log is not durable: a power cut empties it; put it on a disk, `log: {dir: ...}`", "dir", c.Log.Dir, "on", s.Volatile)
 	}
 	if r, ok := q.Last(); ok {

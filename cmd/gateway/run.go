@@ -292,7 +292,7 @@ func dryRun(ctx context.Context, c *config, host drivers.Host, out io.Writer, lo
 		return err
 	}
 	defer os.RemoveAll(dir)
-	c.Log.Dir, c.Live.HTTP.Listen = dir, "off"
+	c.Log.Dir, c.Live.HTTP.Listen, c.temporary = dir, "off", true
 	p, closeLog, err := newParts(c, host, log)
 	if err != nil {
 		return err

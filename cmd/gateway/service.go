@@ -67,5 +67,5 @@ func undelivered(ctx context.Context, file string) string {
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("%d readings that are not delivered yet", state.Waiting)
+	return plural(state.Waiting, "reading") + " not delivered yet"
 }

@@ -97,13 +97,10 @@ func (s status) line(now time.Time) string {
 			lost++
 		}
 	}
-	switch {
-	case len(s.Sensors) == 0:
+	if len(s.Sensors) == 0 {
 		say("no sensor configured")
-	case len(s.Sensors) == 1:
-		say("1 sensor")
-	default:
-		say("%d sensors", len(s.Sensors))
+	} else {
+		say("%s", plural(len(s.Sensors), "sensor"))
 	}
 	if lost > 0 {
 		say("%d gone", lost)
@@ -174,7 +171,7 @@ func (s status) print(w io.Writer, now time.Time) error {
 		case !u.Down.IsZero():
 			how += ", down for " + since(now, u.Down) + ": " + u.Why
 		case u.Sent > 0:
-			how += fmt.Sprintf(", up; %d readings sent since the start", u.Sent)
+			how += ", up; " + plural(u.Sent, "reading") + " sent since the start"
 		default:
 			how += ", nothing sent yet"
 		}
