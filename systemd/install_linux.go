@@ -33,7 +33,7 @@ const (
 type Service struct {
 	Executable  string        // this program
 	Starter     string        // the first gateway.yaml, where there is none
-	Undelivered func() string // asked when the service has been stopped: "120 readings that …"; "": that is not known
+	Undelivered func() string // asked when the service has been stopped: "120 readings not delivered yet"; "": that is not known
 	Out         io.Writer     // a line for each thing that is done
 
 	root  string // "/"
