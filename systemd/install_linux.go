@@ -432,8 +432,10 @@ func (s *Service) report(ctx context.Context, what string, err error) error {
 		s.say("%s", what)
 		return nil
 	}
-	why := reasons[facts["ExecMainStatus"]]
-	if why == "" {
+	why, mend := Reason(facts["ExecMainStatus"])
+	if mend != "" {
+		why += ", see: " + mend
+	} else {
 		why = facts["Result"] + ", status " + facts["ExecMainStatus"]
 	}
 	if said := s.lastWords(ctx, facts["InvocationID"]); said != "" {
@@ -464,16 +466,6 @@ func (s *Service) lastWords(ctx context.Context, invocation string) (last string
 		}
 	}
 	return last
-}
-
-// reasons are exit statuses for which there is something to do: the daemon's own
-// and systemd.exec(5)'s.
-var reasons = map[string]string{
-	"78":  "its configuration is refused, see: sudo gateway check " + configFile,
-	"203": "its program cannot be run",
-	"216": "one of its groups is missing (i2c, gpio, spi)",
-	"217": "its user is missing",
-	"243": secretsDir + " is missing: sudo mkdir -m 0700 " + secretsDir,
 }
 
 // Uninstall stops the service and removes it. The configuration and what waits

@@ -445,7 +445,7 @@ func TestStartStopRestart(t *testing.T) {
 	m.state, m.fails["start"] = "failed", errors.New("exit status 1")
 	m.facts = "Result=exit-code\nExecMainStatus=78\n"
 	m.journal = "gateway runs\ngateway.yaml:3:1: x: unknown key\n   3 | x: 1\n     | ^\n"
-	want := "the service does not run: its configuration is refused, see: sudo gateway check /etc/gateway/gateway.yaml: gateway.yaml:3:1: x: unknown key; more: sudo journalctl -u gateway -n 50 (systemctl: exit status 1)"
+	want := "the service does not run: its configuration is refused, and no earlier one worked, see: sudo gateway check /etc/gateway/gateway.yaml: gateway.yaml:3:1: x: unknown key; more: sudo journalctl -u gateway -n 50 (systemctl: exit status 1)"
 	if got := said(start); got != want {
 		t.Errorf("%q", got)
 	}

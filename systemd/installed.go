@@ -47,3 +47,19 @@ func installed(root string) Installation {
 	}
 	return Installation{}
 }
+
+// Reason says why a service has ended with a status of its own, and which command
+// mends or shows it: the daemon's 78, and those of systemd.exec(5), with which it did
+// not even begin. Empty: the status says no more than that it ended.
+func Reason(exitStatus string) (why, mend string) {
+	r := reasons[exitStatus]
+	return r[0], r[1]
+}
+
+var reasons = map[string][2]string{
+	"78":  {"its configuration is refused, and no earlier one worked", "sudo gateway check /etc/gateway/gateway.yaml"},
+	"203": {"its program is not there or cannot be run", "gateway version; ls -l /usr/bin/gateway"},
+	"216": {"one of its groups is missing (i2c, gpio, spi)", "sudo systemd-sysusers"},
+	"217": {"its user is missing", "sudo systemd-sysusers"},
+	"243": {"the folder of its secrets is missing", "sudo install -d -m 0700 /etc/gateway/secrets"},
+}

@@ -222,16 +222,6 @@ func isLink(path string) bool {
 	return err == nil && i.Mode()&fs.ModeSymlink != 0
 }
 
-// Exit statuses by which systemd says why a service does not even start
-// (systemd.exec(5)).
-var startTroubles = map[string][2]string{
-	"78":  {"the configuration is refused, and no earlier one worked", "gateway check /etc/gateway/gateway.yaml"},
-	"203": {"the program is not there or cannot be started", "gateway version; ls -l /usr/bin/gateway"},
-	"216": {"a group is missing (i2c, gpio, spi)", "sudo systemd-sysusers"},
-	"217": {"the user gateway is missing", "sudo systemd-sysusers"},
-	"243": {"the folder of the secrets is missing", "sudo install -d -m 0700 /etc/gateway/secrets"},
-}
-
 // active tells whether the service is at work.
 func active(p *patient, u map[string]string) finding {
 	const journal = "journalctl -u gateway -n 50 --no-pager"
@@ -240,7 +230,7 @@ func active(p *patient, u map[string]string) finding {
 	if restarts > 0 {
 		again = fmt.Sprintf("; restarted %d times since it was started", restarts)
 	}
-	trouble := startTroubles[u["ExecMainStatus"]]
+	reason, mend := systemd.Reason(u["ExecMainStatus"])
 	switch state := u["ActiveState"]; {
 	case p.daemon.hangs != "":
 		return fail("running", "sudo systemctl restart gateway", "the daemon runs, but does not answer%s", again)
@@ -251,7 +241,7 @@ func active(p *patient, u map[string]string) finding {
 	case state == "active" || state == "reloading":
 		return ok("running", "active%s%s", strings.TrimRight(": "+u["StatusText"], ": "), again)
 	case state == "failed" || state == "activating" && u["SubState"] == "auto-restart":
-		return fail("running", cmp.Or(trouble[1], journal), "%s: %s%s", state, cmp.Or(trouble[0], "it ended with "+u["Result"]+", status "+u["ExecMainStatus"]), again)
+		return fail("running", cmp.Or(mend, journal), "%s: %s%s", state, cmp.Or(reason, "it ended with "+u["Result"]+", status "+u["ExecMainStatus"]), again)
 	case state == "activating":
 		return ok("running", "it is starting%s", again)
 	case p.daemon.runs:

@@ -418,10 +418,10 @@ var diagnoses = []struct {
 	{"fails", func(c *clinic) {
 		c.unit["ActiveState"], c.unit["ExecMainStatus"], c.unit["Result"] = "failed", "1", "exit-code"
 	}, "running", isFailure, "it ended with exit-code, status 1", "journalctl -u gateway"},
-	{"fails for its configuration", func(c *clinic) { c.unit["ActiveState"], c.unit["ExecMainStatus"] = "failed", "78" }, "running", isFailure, "the configuration is refused", "gateway check"},
+	{"fails for its configuration", func(c *clinic) { c.unit["ActiveState"], c.unit["ExecMainStatus"] = "failed", "78" }, "running", isFailure, "its configuration is refused", "gateway check"},
 	{"fails for its group", func(c *clinic) {
 		c.unit["ActiveState"], c.unit["SubState"], c.unit["ExecMainStatus"] = "activating", "auto-restart", "216"
-	}, "running", isFailure, "a group is missing", "sudo systemd-sysusers"},
+	}, "running", isFailure, "one of its groups is missing", "sudo systemd-sysusers"},
 	{"no systemd, no daemon", func(c *clinic) { c.unit = nil }, "running", isSkipped, "systemd does not answer", ""},
 	{"package changed", func(c *clinic) {
 		c.command = func(context.Context, string, ...string) (string, error) {

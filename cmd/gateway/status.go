@@ -262,10 +262,14 @@ func notRunning(ctx context.Context, there systemd.Installation) string {
 		return "it does not run, and is no service here: `sudo gateway install` makes it one"
 	}
 	out, _ := exec.CommandContext(ctx, "systemctl", "show", "--property=ActiveState,ExecMainStatus", "gateway.service").Output() // without it, less is said
-	switch state := string(out); {
-	case strings.Contains(state, "ActiveState=failed") && strings.Contains(state, fmt.Sprintf("ExecMainStatus=%d\n", exitConfig)):
-		return "it does not run: the configuration is refused. `sudo gateway check /etc/gateway/gateway.yaml` shows why, `sudo gateway start` starts it again"
-	case strings.Contains(state, "ActiveState=failed"), strings.Contains(state, "ActiveState=activating"):
+	_, state, _ := strings.Cut(string(out), "ActiveState=")
+	_, exit, _ := strings.Cut(string(out), "ExecMainStatus=")
+	exit, _, _ = strings.Cut(exit, "\n")
+	why, mend := systemd.Reason(exit)
+	switch troubled := strings.HasPrefix(state, "failed") || strings.HasPrefix(state, "activating"); {
+	case troubled && why != "":
+		return "it does not run: " + why + ": `" + mend + "`, then `sudo gateway start`"
+	case troubled:
 		return "it does not run, or not for long: `journalctl -u gateway -n 20` shows why"
 	}
 	return "it does not run: `sudo gateway start` starts the service"

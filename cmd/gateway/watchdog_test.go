@@ -303,7 +303,7 @@ func TestNotRunning(t *testing.T) {
 	for _, x := range []struct{ state, want string }{
 		{"ActiveState=failed\nExecMainStatus=78\n", "gateway check"},
 		{"ActiveState=failed\nExecMainStatus=2\n", "journalctl"},
-		{"ActiveState=activating\nExecMainStatus=243\n", "journalctl"},
+		{"ActiveState=activating\nExecMainStatus=243\n", "sudo install -d -m 0700 /etc/gateway/secrets"},
 		{"ActiveState=inactive\nExecMainStatus=0\n", "sudo gateway start"},
 		{"", "sudo gateway start"},
 	} {
