@@ -120,6 +120,7 @@ func (p *patient) checks() []check {
 		list = []check{
 			{"Configuration", "configuration", checkConfig},
 			{"Configuration", "secrets", checkSecrets},
+			{"Configuration", "secrets", checkNamedSecrets},
 			{"Service", "service", checkService},
 			{"Service", "groups", checkGroups},
 			{"Hardware", "sensors", checkSensors},

@@ -254,7 +254,7 @@ func active(p *patient, u map[string]string) finding {
 
 // checkSecrets looks at who may read the secrets. What is in them is no matter here.
 func checkSecrets(_ context.Context, p *patient) []finding {
-	const dir = "/etc/gateway/secrets"
+	const dir = secretsDir
 	installed := p.exists(ownUnit) || p.packagedUnit() != ""
 	i, err := os.Stat(p.path(dir))
 	switch {
@@ -282,6 +282,27 @@ func checkSecrets(_ context.Context, p *patient) []finding {
 		return []finding{warn("secrets", "sudo chmod 0600 "+strings.Join(open, " "), "others may read %s", strings.Join(open, ", "))}
 	}
 	return []finding{ok("secrets", "%d files, for root alone", len(entries))}
+}
+
+// checkNamedSecrets looks at who may read the secrets that a configuration has put
+// elsewhere.
+func checkNamedSecrets(_ context.Context, p *patient) []finding {
+	if p.c == nil {
+		return nil
+	}
+	var open []string
+	for _, u := range p.c.Uplinks {
+		for _, file := range u.named() {
+			i, err := os.Stat(file)
+			if public := file == u.TLS.CAFile || file == u.TLS.CertFile; !public && err == nil && i.Mode().Perm()&0o007 != 0 {
+				open = append(open, file)
+			}
+		}
+	}
+	if len(open) > 0 {
+		return []finding{warn("secrets", "sudo chmod o= "+strings.Join(open, " "), "everybody on this machine may read %s: better lay it into %s", strings.Join(open, ", "), secretsDir)}
+	}
+	return nil
 }
 
 // groupName is a group by its number.

@@ -389,6 +389,13 @@ var diagnoses = []struct {
 		c.set("{url:", "{auth: {token_file: /secret-of-root/token}, url:")
 		c.denied("/secret-of-root/token")
 	}, "configuration", isSkipped, "is not for this user: `sudo gateway doctor` sees it", ""},
+	{"a secret for everybody", func(c *clinic) {
+		file := filepath.Join(c.t.TempDir(), "token")
+		if err := errors.Join(os.WriteFile(file, []byte("geheim"), 0o600), os.Chmod(file, 0o644)); err != nil {
+			c.t.Fatal(err)
+		}
+		c.set("broker: {", fmt.Sprintf("broker: {auth: {token_file: %q}, ", file))
+	}, "secrets", isWarning, "everybody on this machine may read", "sudo chmod o= "},
 	{"no folder of secrets", func(c *clinic) { c.gone("/etc/gateway/secrets") }, "secrets", isFailure, "243/CREDENTIALS", "sudo install -d -m 0700 /etc/gateway/secrets"},
 	{"open folder of secrets", func(c *clinic) { c.mode("/etc/gateway/secrets", 0o755) }, "secrets", isWarning, "may be looked into by others", "sudo chmod 0700 /etc/gateway/secrets"},
 	{"open secret", func(c *clinic) { c.mode("/etc/gateway/secrets/token", 0o644) }, "secrets", isWarning, "others may read /etc/gateway/secrets/token", "sudo chmod 0600 /etc/gateway/secrets/token"},
