@@ -201,7 +201,7 @@ func checkService(ctx context.Context, p *patient) []finding {
 		found = append(found, ok("drop-ins", "%s", drops))
 	}
 	found = append(found, active(p, u))
-	if p.exists("/var/lib/dpkg/info/gateway.list") {
+	if packaged != "" {
 		out, _ := p.command(ctx, "dpkg", "--verify", "gateway") // its status only repeats the output
 		var changed []string
 		for line := range strings.Lines(out) {

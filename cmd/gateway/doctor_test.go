@@ -93,7 +93,6 @@ func newClinic(t *testing.T) *clinic {
 		"/proc/device-tree/model":                                       "Raspberry Pi 4 Model B Rev 1.4\x00",
 		"/usr/lib/systemd/system/gateway.service":                       "[Service]\n",
 		"/etc/systemd/system/multi-user.target.wants/gateway.service":   "",
-		"/var/lib/dpkg/info/gateway.list":                               "",
 		"/etc/passwd":                                                   "root:x:0:0::/root:/bin/sh\ngateway:x:990:990::/var/lib/gateway:/usr/sbin/nologin\n",
 		"/etc/group":                                                    fmt.Sprintf("root:x:999999:\ni2c:x:%d:\ngpio:x:99998:\nspi:x:99997:\n", os.Getgid()),
 		"/etc/timezone":                                                 "Africa/Casablanca\n",
@@ -874,7 +873,7 @@ func FuzzDoctorFiles(f *testing.F) {
 			command: func(context.Context, string, ...string) (string, error) { return text, nil },
 			zone:    func(string) (*time.Location, error) { return time.UTC, nil }}
 		for _, name := range []string{"/proc/self/mountinfo", "/etc/systemd/journald.conf", "/usr/lib/systemd/systemd-journald", "/etc/group", "/etc/passwd", "/etc/timezone", "/usr/lib/systemd/system/gateway.service",
-			"/var/lib/dpkg/info/gateway.list", "/sys/fs/cgroup/cgroup.controllers", "/proc/cmdline", "/sys/devices/platform/soc/soc:firmware/get_throttled", "/sys/class/hwmon/hwmon0/name", "/sys/block/mmcblk0/device/life_time",
+			"/sys/fs/cgroup/cgroup.controllers", "/proc/cmdline", "/sys/devices/platform/soc/soc:firmware/get_throttled", "/sys/class/hwmon/hwmon0/name", "/sys/block/mmcblk0/device/life_time",
 			"/sys/block/mmcblk0/device/pre_eol_info", "/sys/fs/ext4/sda/errors_count", "/etc/os-release", "/boot/firmware/config.txt"} {
 			if err := errors.Join(os.MkdirAll(filepath.Dir(m.path(name)), 0o755), os.WriteFile(m.path(name), []byte(text), 0o600)); err != nil {
 				t.Fatal(err)
