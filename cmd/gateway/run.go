@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -195,9 +194,10 @@ func newParts(c *config, host drivers.Host, log *slog.Logger) (*parts, func(), e
 	}, nil
 }
 
-// reloader reads the configuration again on SIGHUP, and when its file has changed,
-// or a file has come that an uplink waits for, and then been left alone for a look. A faulty one, or one that only a
-// restart can apply, leaves the present one running and says so.
+// reloader reads the configuration again on SIGHUP, when its file has changed and
+// then been left alone for a look, and when a file has come that an uplink waits for.
+// A faulty one, or one that only a restart can apply, leaves the present one running
+// and says so.
 type reloader struct {
 	file    string
 	current *config
@@ -211,11 +211,15 @@ type reloader struct {
 // unlike a watch it sees what comes by rename, mount or network.
 const lookEvery = 2 * time.Second
 
+// askEvery is how often it is read again while an uplink waits for a file.
+const askEvery = 10 * time.Second
+
 func (r *reloader) String() string { return "configuration " + r.file }
 
 func (r *reloader) Run(ctx context.Context) error {
-	look := time.NewTicker(lookEvery)
+	look, ask := time.NewTicker(lookEvery), time.NewTicker(askEvery)
 	defer look.Stop()
+	defer ask.Stop()
 	loaded := r.state()
 	seen := loaded
 	for {
@@ -227,6 +231,10 @@ func (r *reloader) Run(ctx context.Context) error {
 			before := seen
 			if seen = r.state(); seen != before || seen == loaded || seen == (fileState{}) {
 				continue // still being written, as before, or gone: an editor may be at it
+			}
+		case <-ask.C:
+			if r.state() != loaded || !r.arrived() {
+				continue
 			}
 		}
 		loaded = r.state()
@@ -240,7 +248,6 @@ func (r *reloader) Run(ctx context.Context) error {
 type fileState struct {
 	changed time.Time
 	size    int64
-	waited  string // the same of files that an uplink waits for
 }
 
 func (r *reloader) state() fileState {
@@ -248,18 +255,17 @@ func (r *reloader) state() fileState {
 	if err != nil {
 		return fileState{}
 	}
-	var waited strings.Builder
-	for _, u := range r.current.Uplinks {
-		if u.absent == "" {
-			continue
-		}
-		for _, file := range u.named() {
-			if i, err := os.Stat(file); err == nil {
-				fmt.Fprintf(&waited, "%s %v %d %v\n", file, i.ModTime(), i.Size(), i.Mode())
-			}
-		}
+	return fileState{i.ModTime(), i.Size()}
+}
+
+// arrived reports whether a file has come, or can be read now, that an uplink of the
+// present configuration waits for.
+func (r *reloader) arrived() bool {
+	if r.current.absent == nil {
+		return false
 	}
-	return fileState{i.ModTime(), i.Size(), waited.String()}
+	c, err := loadConfig(r.file)
+	return err == nil && (c.absent == nil || c.absent.Error() != r.current.absent.Error())
 }
 
 // reload hands on the file's configuration. It returns false when ctx has ended.

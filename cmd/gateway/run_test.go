@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,6 +74,28 @@ func TestReloadOnChange(t *testing.T) {
 		}
 		if c := next(time.Minute); c != nil {
 			t.Error("read twice")
+		}
+
+		// A file that an uplink waits for, and that comes, is as good as a change.
+		token := filepath.Join(t.TempDir(), "token")
+		write(strings.Replace(good, "url:", fmt.Sprintf("auth: {token_file: %q}, url:", token), 1))
+		if c := next(time.Minute); c == nil || c.whole() == nil {
+			t.Errorf("%+v", c)
+		}
+		if c := next(time.Hour); c != nil {
+			t.Error("the token has not come, and it is read again")
+		}
+		for _, text := range []string{" ", "canary"} {
+			if err := os.WriteFile(token, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c := next(2 * askEvery)
+			if c == nil || (c.whole() == nil) != (text == "canary") {
+				t.Errorf("%q: %+v", text, c)
+			}
+		}
+		if c := next(time.Hour); c != nil {
+			t.Error("read again though nothing has come")
 		}
 		cancel()
 		if err := <-done; err != nil {
