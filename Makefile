@@ -3,7 +3,7 @@
 # The version is Debian's, too: a tag vX.Y.Z gives X.Y.Z (v1.0.0-rc1: 1.0.0~rc1), any
 # other commit 0.0.0+git<its time>.<its hash>.
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
-DIRTY   := $(if $(shell git status --porcelain --untracked-files=no 2>/dev/null),.dirty)
+DIRTY   := $(if $(shell git status --porcelain 2>/dev/null),.dirty)
 TAG     := $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null | sed 's/^v//; s/-/~/; y/-_/../')
 VERSION := $(or $(TAG)$(if $(TAG),$(DIRTY:.%=+%)),0.0.0+git$(shell TZ=UTC git log -1 --format=%cd.%h --abbrev=12 --date=format-local:%Y%m%d%H%M%S 2>/dev/null)$(DIRTY))
 SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),0)
@@ -12,7 +12,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -bui
 TARGETS := linux-armv6 linux-armv7 linux-arm64 linux-amd64
 ELSEWHERE := windows-amd64 darwin-arm64
 
-SCRIPTS := $(addprefix deploy/raspi/,package preinst postinst prerm postrm guest.sh)
+SCRIPTS := $(addprefix deploy/raspi/,package postinst prerm postrm guest.sh)
 
 .PHONY: build test race lint cross elsewhere demo hil smoke lifecycle packaged bench torture planted package version reproducible clean $(TARGETS) $(ELSEWHERE)
 

@@ -177,7 +177,6 @@ debian_with() {
     ln -sf busybox "$dir/root/usr/bin/sh"
     tr -d - < /proc/sys/kernel/random/uuid > "$dir/root/etc/machine-id"
     echo board > "$dir/root/etc/hostname"
-    cp "$here/shell.service" "$dir/root/etc/systemd/system/"
     mkdir -p "$dir/root/etc/systemd/system/multi-user.target.wants"
     ln -s ../shell.service "$dir/root/etc/systemd/system/multi-user.target.wants/"
     ln -sf /usr/lib/systemd/system/multi-user.target "$dir/root/etc/systemd/system/default.target"
@@ -187,6 +186,7 @@ debian_with() {
   rm -rf debian-now
   cp -a "$dir/root" debian-now
   dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C debian-now
+  cp "$here/shell.service" debian-now/etc/systemd/system/
   ln -s /usr/lib/systemd/system/gateway.service debian-now/etc/systemd/system/multi-user.target.wants/
   tar -C debian-now --numeric-owner -cf - . | gzip -1 > own/hil/debian.tar.gz
   rm -rf debian-now

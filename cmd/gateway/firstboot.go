@@ -30,11 +30,16 @@ interfaces() {
 
 package() {
 @DEB@
-	# A first try may have been cut short. Nothing is asked, the configuration that is
-	# there is kept, and what is only recommended stays out: there may be no network.
-	run env DEBIAN_FRONTEND=noninteractive dpkg --force-confold --configure -a
+	# A first try may have been cut short, and apt's daily run may be at work: it is
+	# waited for. Nothing is asked, the configuration that is there is kept, and what is
+	# only recommended stays out: there may be no network.
+	tries=0
+	until env DEBIAN_FRONTEND=noninteractive dpkg --force-confold --configure -a || [ "$tries" = 30 ]; do
+		tries=$((tries + 1))
+		sleep 10
+	done
 	run env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-		-o Dpkg::Options::=--force-confold "$deb"
+		-o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold "$deb"
 	run chown root:gateway /etc/gateway /etc/gateway/gateway.yaml
 	run chmod 0750 /etc/gateway
 	run chmod 0640 /etc/gateway/gateway.yaml

@@ -83,6 +83,9 @@ func firstBootOf(t *testing.T, user string, boot map[string]string, script strin
 	if testing.Short() {
 		t.Skip("seconds long")
 	}
+	if out, err := exec.Command("unshare", "--mount", "--uts", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput(); err != nil {
+		t.Skipf("no mount namespace can be had here: %s", out)
+	}
 	work := t.TempDir()
 	write := func(name, content string, mode os.FileMode) {
 		t.Helper()
@@ -116,9 +119,6 @@ func firstBootOf(t *testing.T, user string, boot map[string]string, script strin
 	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--uts", "sh", "-c", machine+script+whole, "sh", work, user)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		if strings.Contains(string(out), "unshare: ") || strings.Contains(string(out), "mount: ") {
-			t.Skipf("no mount namespace can be had here: %s", out)
-		}
 		t.Fatalf("%v\n%s", err, out)
 	}
 	told := map[string]string{}

@@ -278,7 +278,7 @@ func (p provisioning) next(keys []string, token string) (lines []string) {
 	}
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	if token != "" {
-		say("Warning: the token is in this file as it is: whoever holds the card, or the file, can read it. Afterwards remove both copies.")
+		say("Warning: the token is in this file as it is: whoever holds the card, or the file, can read it. Afterwards remove both copies, and on the Pi cloud-init's, below /var/lib/cloud/instances.")
 	}
 	if len(keys) == 0 {
 		say("Warning: without --ssh-key nobody can log in to the Pi, until somebody makes a user at its console.")
@@ -292,7 +292,11 @@ func (p provisioning) next(keys []string, token string) (lines []string) {
 		say("  3. there, add this to the end of the one line in cmdline.txt, behind a blank:\n     %s", firstRunHook)
 	}
 	say("After some minutes http://%s.local:8080/api/v1/sensors answers. If not: gateway-first-boot.log on the boot partition says why.", p.ID)
-	if p.TokenFile != "" && token == "" {
+	switch {
+	case p.TokenFile == "" || token != "":
+	case len(keys) == 0:
+		say("Readings wait on the Pi until it has the token, as %s.", p.TokenFile)
+	default:
 		say("Readings wait on the Pi until it has the token:\n  ssh %s@%s.local 'sudo install -m 0600 /dev/stdin %s && sudo systemctl restart gateway' < token", p.User, p.ID, p.TokenFile)
 	}
 	return lines

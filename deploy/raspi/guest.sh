@@ -61,6 +61,10 @@ root() {
 # a mount of version 2 of its own, in a mount namespace of its own.
 boot() {
   local dir=$1
+  if [ "${GUEST_CONSOLE:-}" = interactive ]; then # somebody wants to log in
+    rm -f "$dir/etc/systemd/system/console-getty.service"
+    sed -i 's/^root:[^:]*/root:/' "$dir/etc/shadow"
+  fi
   unshare -m true 2> /dev/null || cannot "no mount namespace can be made here"
   [ "${GUEST_NAMESPACE:-}" ] || GUEST_NAMESPACE=1 exec unshare -m --propagation private "$here/guest.sh" boot "$dir"
   umount -R /sys/fs/cgroup 2> /dev/null || true

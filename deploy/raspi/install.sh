@@ -84,7 +84,7 @@ if [ -n "$i2c" ]; then
 	fi
 fi
 # The configuration that is there is kept, and nothing is asked.
-run env DEBIAN_FRONTEND=noninteractive apt-get install -y -o Dpkg::Options::=--force-confold "$deb" ||
+run env DEBIAN_FRONTEND=noninteractive apt-get install -y -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold "$deb" ||
 	refuse 'apt-get did not install it: see above. After the cause is mended, run this again.'
 status=0
 run gateway doctor || status=$?
