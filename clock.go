@@ -476,6 +476,14 @@ type ClockStats struct {
 	Held   bool          // readings of now wait until it is known
 }
 
+// Follow says anew where the time is learnt, best first, and how long what cannot be
+// dated waits. To be called while Run does not run; all else may go on meanwhile.
+func (c *Clock) Follow(hold time.Duration, sources []Source) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Hold, c.Sources = hold, sources
+}
+
 // Stats may be called at any time from any goroutine.
 func (c *Clock) Stats() ClockStats {
 	c.mu.Lock()

@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -98,6 +99,8 @@ type Log[R any] struct {
 	codec Codec[R]
 	opt   Options
 	step  int64 // by which a file grows
+
+	looked atomic.Pointer[time.Time]
 
 	commitMu sync.Mutex // one commit at a time; guards what is not guarded otherwise
 	lock     *os.File   // held while the folder is ours; nil: there is no disk
@@ -335,10 +338,15 @@ func (l *Log[R]) Run(ctx context.Context) error {
 }
 
 // look notes when Run was last seen to turn.
-func (l *Log[R]) look(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stats.Looked = now
+func (l *Log[R]) look(now time.Time) { l.looked.Store(&now) }
+
+// Looked is when Run last looked at what waits, as it does four times a window; zero:
+// it does not run. It waits for nothing, so that it tells of a log that is stuck.
+func (l *Log[R]) Looked() time.Time {
+	if at := l.looked.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 // arrival is when records came: all up to end since the arrival before.

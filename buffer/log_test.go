@@ -699,14 +699,14 @@ func FuzzUnpack(f *testing.F) {
 // From outside it can be seen that Run turns.
 func TestLooked(t *testing.T) {
 	l, _ := open(t, t.TempDir(), Options{Window: 20 * time.Millisecond})
-	if !l.Stats().Looked.IsZero() {
+	if !l.Looked().IsZero() {
 		t.Error("it is looked at before Run")
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
 	for begun, first := time.Now(), (time.Time{}); ; time.Sleep(time.Millisecond) {
-		looked := l.Stats().Looked
+		looked := l.Looked()
 		if first.IsZero() {
 			first = looked
 		} else if looked.After(first) {
@@ -717,7 +717,7 @@ func TestLooked(t *testing.T) {
 		}
 	}
 	stop()
-	if err := <-done; err != nil || !l.Stats().Looked.IsZero() {
-		t.Errorf("%v, and it is looked at after Run: %v", err, l.Stats().Looked)
+	if err := <-done; err != nil || !l.Looked().IsZero() {
+		t.Errorf("%v, and it is looked at after Run: %v", err, l.Looked())
 	}
 }

@@ -3,7 +3,6 @@ package buffer
 import (
 	"maps"
 	"slices"
-	"time"
 )
 
 // Stats is the state of a log.
@@ -20,7 +19,6 @@ type Stats struct {
 	Damage     []Damage                     // files that were damaged, since Open
 	Generation uint32                       // how often the log has been opened
 	Dropped    map[string]map[string]uint64 // reason → whose → records, since Open
-	Looked     time.Time                    // when Run last looked at what waits, four times a window; zero: it does not run
 }
 
 // Lost is the number of records that were dropped, for any reason.

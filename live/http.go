@@ -112,7 +112,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		}
 	})
 	defer stop()
-	err := srv.Serve(&limitedListener{Listener: ln, slots: make(chan struct{}, maxConnections)})
+	err := srv.Serve(Limit(ln, maxConnections))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
@@ -289,6 +289,11 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 		s.Metrics(w)
 	}
 	metrics.WriteProcessMetrics(w)
+}
+
+// Limit is ln with at most n connections at a time.
+func Limit(ln net.Listener, n int) net.Listener {
+	return &limitedListener{Listener: ln, slots: make(chan struct{}, n)}
 }
 
 // limitedListener accepts at most cap(slots) connections at a time.

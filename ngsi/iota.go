@@ -102,6 +102,14 @@ var (
 	clientPattern = regexp.MustCompile(`^[!-~]{0,256}$`)
 )
 
+// CheckAPIKey refuses a key that cannot stand in a topic. It does not show it.
+func CheckAPIKey(key string) error {
+	if !keyPattern.MatchString(key) || strings.ContainsAny(key, "/+#") {
+		return errors.New("this API key cannot stand in an MQTT topic: want 1 to 128 printable characters, without / + # and spaces")
+	}
+	return nil
+}
+
 // NewIOTA is a Sink for what m maps. It connects in Send.
 func NewIOTA(cfg IOTAConfig, m *Mapper) (*IOTA, error) {
 	u, err := url.Parse(cfg.URL)
@@ -112,8 +120,8 @@ func NewIOTA(cfg IOTAConfig, m *Mapper) (*IOTA, error) {
 		return nil, errors.New("broker: a user or password does not belong in the URL")
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
 		return nil, errors.New("broker: leave out what comes after the host and the port in the URL")
-	case !keyPattern.MatchString(cfg.APIKey) || strings.ContainsAny(cfg.APIKey, "/+#"):
-		return nil, errors.New("broker: this API key cannot stand in an MQTT topic: want 1 to 128 printable characters, without / + # and spaces")
+	case CheckAPIKey(cfg.APIKey) != nil:
+		return nil, fmt.Errorf("broker: %w", CheckAPIKey(cfg.APIKey))
 	case !clientPattern.MatchString(cfg.ClientID):
 		return nil, fmt.Errorf("broker: client id %q: want up to 256 printable characters without spaces", cfg.ClientID)
 	case cfg.MaxPayload != 0 && (cfg.MaxPayload < 1000 || cfg.MaxPayload > 10_000_000):

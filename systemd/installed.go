@@ -58,8 +58,8 @@ func Reason(exitStatus string) (why, mend string) {
 
 var reasons = map[string][2]string{
 	"78":  {"its configuration is refused, and no earlier one worked", "sudo gateway check /etc/gateway/gateway.yaml"},
-	"203": {"its program is not there or cannot be run", "gateway version; ls -l /usr/bin/gateway"},
-	"216": {"one of its groups is missing (i2c, gpio, spi)", "sudo systemd-sysusers"},
-	"217": {"its user is missing", "sudo systemd-sysusers"},
+	"203": {"its program is not there or cannot be run", "systemctl cat gateway.service | grep ^ExecStart="},
+	"216": {"one of its groups is missing (i2c, gpio, spi)", "for g in i2c gpio spi; do sudo groupadd --system --force $g; done"},
+	"217": {"its user is missing", "sudo useradd --system --home-dir /var/lib/gateway --shell /usr/sbin/nologin gateway"},
 	"243": {"the folder of its secrets is missing", "sudo install -d -m 0700 /etc/gateway/secrets"},
 }

@@ -175,10 +175,14 @@ func handed(file string) string {
 
 // unhanded says what to do where one was not handed over.
 func unhanded(file string, err error) error {
-	if handed(file) != file && errors.Is(err, fs.ErrNotExist) {
+	switch path, isPath := errors.AsType[*fs.PathError](err); {
+	case handed(file) == file:
+		return err
+	case isPath && errors.Is(err, fs.ErrNotExist):
+		file = filepath.Join(secretsDir, strings.TrimPrefix(filepath.Base(path.Path), "secrets_"))
 		return fmt.Errorf("%s was not there when the service began, which alone may read it: put it there, then `sudo systemctl restart gateway`", file)
 	}
-	return err
+	return fmt.Errorf("%s, as the service was handed it when it began: %w: mend it, then `sudo systemctl restart gateway`", file, err)
 }
 
 // absent reports whether a file is missing, or this user may not read it, rather

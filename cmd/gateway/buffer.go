@@ -23,6 +23,7 @@ import (
 
 	"campus-gateway"
 	"campus-gateway/buffer"
+	"campus-gateway/live"
 	"campus-gateway/ngsi"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,8 @@ type control struct {
 	path    string
 	mode    fs.FileMode // who may ask
 	handler http.Handler
-	serves  string // the commands
+	serves  string        // the commands
+	limit   time.Duration // of an answer; 0: none
 	log     *slog.Logger
 }
 
@@ -63,9 +65,10 @@ func (c *control) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	srv := &http.Server{Handler: c.handler, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{Handler: c.handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: c.limit, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
+	srv.SetKeepAlivesEnabled(false) // nobody's connections take the daemon's files
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(live.Limit(ln, 16)); !errors.Is(err, http.ErrServerClosed) {
 		c.log.Warn(c.serves+" will not reach this daemon any more", "why", err)
 		<-ctx.Done()
 	}
@@ -82,7 +85,7 @@ func (p *parts) sockets(dir string) []task {
 	if run := os.Getenv("RUNTIME_DIRECTORY"); run != "" {
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /status", p.answerStatus)
-		tasks = append(tasks, &control{path: filepath.Join(run, publicSocket), mode: 0o666, serves: "`gateway status`", log: p.log, handler: mux})
+		tasks = append(tasks, &control{path: filepath.Join(run, publicSocket), mode: 0o666, serves: "`gateway status`", limit: 10 * time.Second, log: p.log, handler: mux})
 	}
 	return tasks
 }

@@ -83,14 +83,14 @@ func bundle(ctx context.Context, m *computer, configFile, out string) (path stri
 	}
 	b := &bundler{computer: m, configFile: configFile, c: c, name: name, room: bundleSize}
 	n, err = b.write(ctx, f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", 0, errors.Join(err, os.Remove(f.Name()))
-	}
 	// Who has said sudo is to send it.
 	if uid, err := strconv.Atoi(os.Getenv("SUDO_UID")); err == nil && m.uid == 0 {
 		if gid, err := strconv.Atoi(os.Getenv("SUDO_GID")); err == nil {
-			_ = os.Chown(f.Name(), uid, gid) // else it stays root's
+			_ = f.Chown(uid, gid) // else it stays root's; not by its name, which may be another's by now
 		}
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", 0, errors.Join(err, os.Remove(f.Name()))
 	}
 	return f.Name(), n, nil
 }

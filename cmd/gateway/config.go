@@ -140,7 +140,7 @@ func loadConfig(file string) (*config, error) {
 		return nil, fmt.Errorf("%s: there is no such file: make one with `gateway init > %s`", file, file)
 	}
 	if errors.Is(err, os.ErrPermission) {
-		return nil, fmt.Errorf("%w: this user may not read it: use sudo", err)
+		return nil, fmt.Errorf("%w: use sudo; that the service may read it: `sudo chgrp gateway %s && sudo chmod 0640 %s`", err, file, file)
 	}
 	if err != nil {
 		return nil, err

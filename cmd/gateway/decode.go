@@ -47,13 +47,16 @@ func (f *faults) err() error {
 	return f
 }
 
+// secretField is where what is wrong may be a secret under a name of somebody's own.
+var secretField = regexp.MustCompile(`(?i)\bauth\b|(pass\w*|pwd?|token|secret|key|psk|credentials?)$`)
+
 // Error is every fault with its place and an excerpt, in the file's order.
 func (f *faults) Error() string {
 	sort.SliceStable(f.list, func(i, j int) bool {
 		a, b := f.list[i], f.list[j]
 		return a.line < b.line || a.line == b.line && a.column < b.column
 	})
-	secret := slices.ContainsFunc(f.list, func(x fault) bool { return x.secret })
+	secret := slices.ContainsFunc(f.list, func(x fault) bool { return x.secret || secretField.MatchString(x.path) })
 	var b strings.Builder
 	for i, x := range f.list {
 		if i > 0 {

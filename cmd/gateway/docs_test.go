@@ -25,7 +25,11 @@ func TestDocsConfigurations(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range block.FindAllSubmatch(text, -1) {
-			if _, err := readConfig(filepath.Base(file), m[1]); err != nil {
+			c, err := readConfig(filepath.Base(file), m[1])
+			if err == nil {
+				err = c.whole()
+			}
+			if err != nil {
 				t.Errorf("%s:\n%s%v", file, m[1], err)
 			}
 		}

@@ -326,8 +326,13 @@ func (m *computer) findDaemon(ctx context.Context, c *config) daemon {
 	if m.os != "linux" {
 		return d
 	}
-	if s := m.unit(ctx)["ActiveState"]; s == "active" || s == "activating" || s == "reloading" {
+	switch u := m.unit(ctx); u["ActiveState"] {
+	case "active", "reloading":
 		d.runs = true
+	case "activating":
+		if u["SubState"] != "auto-restart" && !d.runs {
+			d.unsure = true // its log may take a while
+		}
 	}
 	return d
 }
@@ -348,7 +353,11 @@ func (d *daemon) askPublic(ctx context.Context, socket string, c *config) {
 		Refused string `json:"configuration_refused"`
 		Hung    []string
 	}
-	if fetch(ctx, socket, "http://gateway/status", &s) != nil || s.Gateway == "" || c != nil && s.Gateway != c.Gateway.ID {
+	err = fetch(ctx, socket, "http://gateway/status", &s)
+	if errors.Is(err, context.DeadlineExceeded) {
+		d.hangs = socket
+	}
+	if err != nil || s.Gateway == "" || c != nil && s.Gateway != c.Gateway.ID {
 		return
 	}
 	d.refused, d.hung = s.Refused, s.Hung

@@ -17,8 +17,7 @@ import (
 	"campus-gateway/ngsi"
 )
 
-// How long one step towards a broker may take. Together they stay below checkLimit,
-// since a step that fails is the last.
+// How long one step towards a broker may take. All together have checkLimit.
 const (
 	quickStep = 1500 * time.Millisecond // name, connection, TLS
 	slowStep  = 2 * time.Second         // an answer of the broker or the token server

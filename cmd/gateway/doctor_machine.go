@@ -211,7 +211,7 @@ func checkService(ctx context.Context, p *patient) []finding {
 			}
 		}
 		if len(changed) > 0 {
-			found = append(found, warn("package", "sudo apt-get install --reinstall gateway", "not as the package brought them: %s", strings.Join(changed, ", ")))
+			found = append(found, warn("package", "sudo apt-get install --reinstall ./gateway_*.deb", "not as the package brought them: %s", strings.Join(changed, ", ")))
 		}
 	}
 	return found
@@ -294,7 +294,7 @@ func checkNamedSecrets(_ context.Context, p *patient) []finding {
 	for _, u := range p.c.Uplinks {
 		for _, file := range u.named() {
 			i, err := os.Stat(file)
-			if public := file == u.TLS.CAFile || file == u.TLS.CertFile; !public && err == nil && i.Mode().Perm()&0o007 != 0 {
+			if elsewhere := filepath.Dir(file) != secretsDir && file != u.TLS.CAFile && file != u.TLS.CertFile; elsewhere && err == nil && i.Mode().Perm()&0o007 != 0 {
 				open = append(open, file)
 			}
 		}
@@ -413,7 +413,7 @@ func (p *patient) access(dev, group, subsystem string) finding {
 	if owner := p.groupName(gid); known && mode&0o006 != 0o006 && (mode&0o060 != 0o060 || owner != group) {
 		mend := "sudo udevadm trigger --subsystem-match=" + subsystem
 		if p.first("/usr/lib/udev/rules.d/60-gateway.rules", "/lib/udev/rules.d/60-gateway.rules", "/etc/udev/rules.d/60-gateway.rules") == "" {
-			mend = fmt.Sprintf(`echo 'SUBSYSTEM=="%s", GROUP="%s", MODE="0660"' | sudo tee -a /etc/udev/rules.d/60-gateway.rules && sudo udevadm control --reload && %s`, subsystem, group, mend)
+			mend = fmt.Sprintf(`echo 'SUBSYSTEM=="%s", GROUP="%s", MODE="0660"' | sudo tee -a /etc/udev/rules.d/61-gateway-local.rules && sudo udevadm control --reload && %s`, subsystem, group, mend)
 		}
 		return fail(name, mend, "%s belongs to the group %s (%v): the service, which has the group %s, may not use it", dev, owner, mode, group)
 	}

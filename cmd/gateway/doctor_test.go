@@ -427,13 +427,13 @@ var diagnoses = []struct {
 	{"fails for its configuration", func(c *clinic) { c.unit["ActiveState"], c.unit["ExecMainStatus"] = "failed", "78" }, "running", isFailure, "its configuration is refused", "gateway check"},
 	{"fails for its group", func(c *clinic) {
 		c.unit["ActiveState"], c.unit["SubState"], c.unit["ExecMainStatus"] = "activating", "auto-restart", "216"
-	}, "running", isFailure, "one of its groups is missing", "sudo systemd-sysusers"},
+	}, "running", isFailure, "one of its groups is missing", "sudo groupadd --system --force"},
 	{"no systemd, no daemon", func(c *clinic) { c.unit = nil }, "running", isSkipped, "systemd does not answer", ""},
 	{"package changed", func(c *clinic) {
 		c.command = func(context.Context, string, ...string) (string, error) {
 			return "??5??????   /usr/bin/gateway\n??5?????? c /etc/gateway/gateway.yaml\n", nil
 		}
-	}, "package", isWarning, "not as the package brought them: /usr/bin/gateway", "--reinstall gateway"},
+	}, "package", isWarning, "not as the package brought them: /usr/bin/gateway", "--reinstall ./gateway_"},
 	{"no groups", func(c *clinic) { c.file("/etc/group", "root:x:0:\nspi:x:7:\n") }, "groups", isFailure, "missing: i2c, gpio: the service", "for g in i2c gpio; do sudo groupadd"},
 	{"no groups, no service", func(c *clinic) {
 		c.gone("/usr/lib/systemd/system/gateway.service")
@@ -467,7 +467,7 @@ var diagnoses = []struct {
 	{"no rule", func(c *clinic) {
 		c.gone("/usr/lib/udev/rules.d/60-gateway.rules")
 		c.mode("/dev/i2c-1", 0o600)
-	}, "i2c-1", isFailure, "may not use it", "/etc/udev/rules.d/60-gateway.rules"},
+	}, "i2c-1", isFailure, "may not use it", "/etc/udev/rules.d/61-gateway-local.rules"},
 	{"not in the group", func(c *clinic) { c.open = func(string) error { return fs.ErrPermission } }, "i2c-1", isWarning, "this user may not", "sudo usermod -aG i2c $USER"},
 	{"device broken", func(c *clinic) { c.open = func(string) error { return syscall.EIO } }, "i2c-1", isFailure, "input/output error", "sudo dmesg"},
 	{"chip silent", func(c *clinic) { c.wire.err = syscall.EREMOTEIO }, "climate", isFailure, "the chip is silent: nothing answers at i2c-1 address 0x76", "sudo i2cdetect -y 1"},

@@ -63,7 +63,7 @@ const slowDisk = 5 * time.Minute
 
 // Overdue is for how long the log should have looked at what waits; 0: all is well.
 func (c committer) Overdue() time.Duration {
-	looked := c.Stats().Looked
+	looked := c.Looked()
 	if looked.IsZero() {
 		return 0
 	}

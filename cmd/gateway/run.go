@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -82,7 +83,7 @@ func run(ctx context.Context, file string, c *config, refused error, host driver
 		return err
 	}
 	defer closeLog()
-	p.file, p.manager = file, &manager{most: mostMemory, log: log}
+	p.file, p.notify = file, &notifier{most: mostMemory, log: log}
 	p.refuse(refused)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -92,11 +93,11 @@ func run(ctx context.Context, file string, c *config, refused error, host driver
 	defer watching.stop()
 	return serve(ctx, c, p, reloads.next, func(c *config) {
 		log.Info("gateway runs", "id", c.Gateway.ID, "sensors", len(c.Sensors), "to", destinations(c), "version", version)
-		p.manager.ready(p)
+		p.notify.ready()
 		if err := keepGood(c); err != nil {
 			log.Warn("the configuration is not kept: a faulty one at the next start would have no earlier one to fall back to", "why", err)
 		}
-	}, p.manager.stopping)
+	}, p.notify.stopping)
 }
 
 // refuse says that the file's configuration does not run, and why; nil: it does.
@@ -105,7 +106,12 @@ func (p *parts) refuse(why error) {
 		p.refused.Store(nil)
 		return
 	}
-	text := why.Error()
+	// Everybody may ask for it, and the file may hold what is not for everybody: its
+	// text stays out of it.
+	text := "`sudo gateway check " + p.file + "` shows why"
+	if f, ok := errors.AsType[*faults](why); ok {
+		text = plural(len(f.list), "fault") + ": " + text
+	}
 	p.refused.Store(&text)
 }
 
@@ -246,8 +252,10 @@ func (r *reloader) Run(ctx context.Context) error {
 
 // fileState tells one version of a file from another.
 type fileState struct {
-	changed time.Time
-	size    int64
+	changed  time.Time
+	size     int64
+	mode     fs.FileMode
+	readable bool // by this user
 }
 
 func (r *reloader) state() fileState {
@@ -255,7 +263,11 @@ func (r *reloader) state() fileState {
 	if err != nil {
 		return fileState{}
 	}
-	return fileState{i.ModTime(), i.Size()}
+	f, err := os.Open(r.file)
+	if err == nil {
+		f.Close()
+	}
+	return fileState{i.ModTime(), i.Size(), i.Mode(), err == nil}
 }
 
 // arrived reports whether a file has come, or can be read now, that an uplink of the

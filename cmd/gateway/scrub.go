@@ -88,11 +88,11 @@ func forms(text string) []string {
 }
 
 // secretKey is the end of a name whose value is a secret.
-const secretKey = `(?:passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|apikey|private[_-]?key|access[_-]?key|credentials?|psk|signature|sig)`
+const secretKey = `(?:pass(?:w(?:or)?d|phrase)?|pwd?|secret|token|key|credentials?|psk|signature|sig)`
 
 // secretWords are in every name that secretKey takes: without one of them in a text,
 // the patterns need not be tried, which costs a Pi seconds a megabyte.
-var secretWords = []string{"passw", "passphrase", "pwd", "secret", "token", "api", "private", "access", "credential", "psk", "sig"}
+var secretWords = []string{"pass", "pw", "secret", "token", "key", "credential", "psk", "sig"}
 
 // look is a pattern of what looks like a secret, and words of which a text has one
 // where it matches, in lower case. What the pattern's first group has stays.

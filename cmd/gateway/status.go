@@ -58,8 +58,8 @@ type sensorStatus struct {
 	Why   string        `json:"why,omitempty"`
 }
 
-// status may be called from any goroutine. It asks every part, so it does not
-// return while one of them is stuck.
+// status may be called from any goroutine. It asks every part, so it waits for one
+// that is busy.
 func (p *parts) status() status {
 	now, log, clock := time.Now(), p.queue.Stats(), p.clock.Stats()
 	s := status{
@@ -77,12 +77,8 @@ func (p *parts) status() status {
 	if plan := p.plan.Load(); plan != nil {
 		s.Ready, s.Gateway = true, plan.gateway
 		s.Uplinks = append(s.Uplinks, plan.shown()...)
-		for _, t := range plan.tasks() {
-			if overdue(t) > 0 {
-				s.Hung = append(s.Hung, t.String())
-			}
-		}
 	}
+	s.Hung = p.hung()
 	s.Line = s.line(now)
 	return s
 }
@@ -248,6 +244,8 @@ func askStatus(ctx context.Context, file, dir string) (s status, err error) {
 	body, err := askAt(ctx, socket, http.MethodGet, "/status")
 	err = decodeAnswer(body, err, &s)
 	switch {
+	case errors.Is(err, errNoDaemon) && (dir != "" || file != ""):
+		return s, statusError{fmt.Errorf("no daemon has the log in %s", filepath.Dir(socket)), exitNotRunning}
 	case errors.Is(err, errNoDaemon):
 		return s, statusError{errors.New(notRunning(ctx, systemd.Installed())), exitNotRunning}
 	case errors.Is(err, context.DeadlineExceeded):
@@ -270,7 +268,7 @@ func notRunning(ctx context.Context, there systemd.Installation) string {
 	case troubled && why != "":
 		return "it does not run: " + why + ": `" + mend + "`, then `sudo gateway start`"
 	case troubled:
-		return "it does not run, or not for long: `journalctl -u gateway -n 20` shows why"
+		return "it is starting, or does not run for long: `journalctl -u gateway -n 20` shows why"
 	}
 	return "it does not run: `sudo gateway start` starts the service"
 }

@@ -31,7 +31,8 @@ type group struct {
 	failed chan error // the first error of a task
 }
 
-// start runs tasks until stop. It and the bus's workers are the only ones that say go.
+// start runs tasks until stop. Of what the daemon does, it and the bus's workers are the
+// only ones that say go.
 func start(tasks ...task) *group {
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &group{cancel: cancel, failed: make(chan error, len(tasks))}
@@ -67,16 +68,16 @@ type plan struct {
 
 // absentUplink waits for a file that it needs.
 type absentUplink struct {
-	*uplinkConfig
-	queue gateway.Queue // its place in the log
-	since time.Time
+	name, to, why string
+	queue         gateway.Queue // its place in the log
+	since         time.Time
 }
 
 // shown is how the uplinks are doing. It may be called from any goroutine once the
 // plan is made.
 func (p *plan) shown() (list []live.Uplink) {
 	for _, u := range p.absent {
-		list = append(list, live.Uplink{Name: u.Name, To: u.URL, Waiting: u.queue.Depth(), Down: u.since, Why: u.absent})
+		list = append(list, live.Uplink{Name: u.name, To: u.to, Waiting: u.queue.Depth(), Down: u.since, Why: u.why})
 	}
 	for _, u := range p.forwarding {
 		list = append(list, u.live())
@@ -100,7 +101,7 @@ type parts struct {
 	file    string                 // of the configuration
 	refused atomic.Pointer[string] // why what stands there now does not run; nil: it does
 	plan    atomic.Pointer[plan]   // that runs; nil: none
-	manager *manager               // nil: nobody is told how it goes
+	notify  *notifier              // nil: nobody is told how it goes
 
 	trust   bool      // the machine's clock, as it is
 	printTo io.Writer // where a dry run shows what it does not send; else nil
@@ -118,28 +119,26 @@ func buildTasks(c *config, p *parts) (*plan, error) {
 		}
 	}
 	for _, u := range c.Uplinks {
-		if u.absent != "" && p.printTo == nil {
-			cursor, err := p.queue.Cursor(u.Name) // the log keeps its place
-			if err != nil {
-				plan.close()
-				return nil, err
-			}
-			names = append(names, u.Name)
-			p.log.Error("an uplink waits for a file: nothing is sent, readings are kept", "uplink", u.Name, "why", u.absent)
-			plan.absent = append(plan.absent, absentUplink{u, cursor, time.Now()})
-			continue
-		}
-		b, err := newBroker(c, u, p.clock, p.log, thisMachine())
-		if err != nil {
-			plan.close()
-			return nil, fmt.Errorf("uplink %s: %w", u.Name, err)
-		}
-		brokers, names = append(brokers, b), append(names, u.Name)
-		cursor, err := p.queue.Cursor(u.Name)
+		cursor, err := p.queue.Cursor(u.Name) // the log keeps its place, whatever follows
 		if err != nil {
 			plan.close()
 			return nil, err
 		}
+		names = append(names, u.Name)
+		wait := func(u *uplinkConfig, why string) {
+			p.log.Error("an uplink waits for a file: nothing is sent, readings are kept", "uplink", u.Name, "why", why)
+			plan.absent = append(plan.absent, absentUplink{u.Name, u.URL, why, cursor, time.Now()})
+		}
+		if u.absent != "" && p.printTo == nil {
+			wait(u, u.absent)
+			continue
+		}
+		b, err := newBroker(c, u, p.clock, p.log, thisMachine())
+		if err != nil { // a file that it needs has changed since it was checked
+			wait(u, err.Error())
+			continue
+		}
+		brokers = append(brokers, b)
 		var sink gateway.Sink = b
 		if p.printTo != nil {
 			sink = &printer{sink: b, out: p.printTo}
@@ -202,9 +201,13 @@ func newMapper(c *config) *ngsi.Mapper {
 // the next one. ready is called whenever a configuration has begun, stopping
 // once at the end.
 func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready func(*config), stopping func()) error {
-	committing := start(append(p.sockets(c.Log.Dir), committer{p.queue})...)
+	standing := append(p.sockets(c.Log.Dir), committer{p.queue})
+	if p.notify != nil {
+		standing = append(standing, announcer{p, p.notify.period()})
+	}
+	committing := start(standing...)
 	defer committing.stop()
-	around := time.NewTicker(p.manager.period())
+	around := time.NewTicker(p.notify.period())
 	defer around.Stop()
 	for c != nil {
 		plan, err := buildTasks(c, p)
@@ -224,7 +227,7 @@ func serve(ctx context.Context, c *config, p *parts, next <-chan *config, ready 
 			select {
 			case <-around.C:
 				hang()
-				err = p.manager.beat(p)
+				err = p.notify.beat(p.hung())
 				waiting = err == nil
 			case <-ctx.Done():
 			case c = <-next:

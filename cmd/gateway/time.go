@@ -48,23 +48,23 @@ func (r records) Age(x gateway.Reading) (time.Duration, bool) {
 
 // follow says where the clock learns the time, under a configuration.
 func (p *parts) follow(c *config, brokers []broker) {
-	p.clock.Hold = c.Clock.Hold
-	p.clock.Sources = []gateway.Source{
+	hold, sources := c.Clock.Hold, []gateway.Source{
 		{Name: "timesyncd", Ask: own(systemd.Timesyncd)},
 		{Name: "timedate1", Ask: own(systemd.Timedate)},
 	}
 	for _, b := range brokers {
 		if b, ok := b.(*ngsi.Sink); ok {
-			p.clock.Sources = append(p.clock.Sources, gateway.Source{Name: "broker", After: lastResort, Ask: b.Date})
+			sources = append(sources, gateway.Source{Name: "broker", After: lastResort, Ask: b.Date})
 			break
 		}
 	}
 	switch {
 	case p.trust:
-		p.clock.Sources = []gateway.Source{{Name: trusted, Ask: own(func(context.Context) error { return nil })}}
+		sources = []gateway.Source{{Name: trusted, Ask: own(func(context.Context) error { return nil })}}
 	case p.printTo != nil: // nothing is asked of the broker, and nothing waits for it
-		p.clock.Hold, p.clock.Sources = 0, p.clock.Sources[:2]
+		hold, sources = 0, sources[:2]
 	}
+	p.clock.Follow(hold, sources)
 }
 
 // own asks whether the machine's own clock is right.

@@ -225,7 +225,13 @@ func (d *decoder) url(n *yaml.Node, path string, u *uplinkConfig) {
 // agent checks what only an IoT Agent wants, and that nothing is written that it does not.
 func (d *decoder) agent(n *yaml.Node, path string, u *uplinkConfig) {
 	d.need(n, path+".api_key_file", "the IoT Agent's device group has an API key: write the name of a file with it", u.Agent.APIKeyFile != "" || u.Agent.APIKeyEnv != "")
-	d.secret(n, path, "api_key", &u.Agent.APIKeyFile, &u.Agent.APIKeyEnv, ngsi.Secret.Token)
+	d.secret(n, path, "api_key", &u.Agent.APIKeyFile, &u.Agent.APIKeyEnv, func(s ngsi.Secret) (string, error) {
+		key, err := s.Token()
+		if err == nil {
+			err = ngsi.CheckAPIKey(key)
+		}
+		return key, err
+	})
 	d.secret(n, path, "password", &u.Agent.PasswordFile, &u.Agent.PasswordEnv, ngsi.Secret.Read)
 	if v := u.Agent.MaxPayload; d.nodes[&u.Agent.MaxPayload] != nil && (v < 1000 || v > 10_000_000) {
 		d.addf(d.at(&u.Agent.MaxPayload, n), path+".max_payload", "want 1000 to 10000000 bytes: no more than the MQTT broker takes")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"runtime/metrics"
@@ -10,15 +11,16 @@ import (
 	"campus-gateway/systemd"
 )
 
-// manager tells the service manager how the daemon is doing, and watches over it.
-// It belongs to the main loop: it is told anew only if that turns, and asks every
-// part. A nil manager does nothing.
-type manager struct {
+// notifier tells the service manager that the daemon lives, and ends it when it must
+// be started anew. It belongs to the main loop, and waits for no part of the daemon: a
+// part that is stuck must be told, not shared. A nil notifier does nothing.
+type notifier struct {
 	every time.Duration // default beatEvery
 	most  uint64        // bytes of memory that the daemon may use
 	log   *slog.Logger
 
 	hung []string // as last told
+	deaf bool     // the service manager could not be told, and that has been said
 }
 
 const (
@@ -33,52 +35,76 @@ const (
 )
 
 // period is how often the main loop looks around.
-func (m *manager) period() time.Duration {
-	if m == nil || m.every == 0 {
+func (n *notifier) period() time.Duration {
+	if n == nil || n.every == 0 {
 		return beatEvery
 	}
-	return m.every
+	return n.every
 }
 
 // ready says that the daemon senses and keeps.
-func (m *manager) ready(p *parts) { m.tell(systemd.Ready, "STATUS="+p.status().Line) }
+func (n *notifier) ready() { n.tell(systemd.Ready) }
 
 // stopping says that it is about to end.
-func (m *manager) stopping() { m.tell(systemd.Stopping) }
+func (n *notifier) stopping() { n.tell(systemd.Stopping) }
 
-// beat says how it is doing and, if every task turns, that it is alive. An error
-// ends the daemon.
-func (m *manager) beat(p *parts) error {
-	if m == nil {
+// beat says that the daemon is alive, if every task turns. An error ends the daemon.
+func (n *notifier) beat(hung []string) error {
+	if n == nil {
 		return nil
 	}
-	s := p.status()
-	if !slices.Equal(s.Hung, m.hung) {
-		m.hung = s.Hung
-		if len(s.Hung) > 0 {
-			m.log.Error("a task does not turn any more: the watchdog will start the gateway anew", "tasks", s.Hung)
+	if !slices.Equal(hung, n.hung) {
+		n.hung = hung
+		if len(hung) > 0 {
+			n.log.Error("a task does not turn any more: the watchdog will start the gateway anew", "tasks", hung)
 		} else {
-			m.log.Info("all tasks turn again")
+			n.log.Info("all tasks turn again")
 		}
 	}
-	states := []string{"STATUS=" + s.Line}
-	if len(s.Hung) == 0 {
-		states = append(states, systemd.Alive)
+	if len(hung) == 0 {
+		n.tell(systemd.Alive)
 	}
-	m.tell(states...)
-	if used := memory(); used > m.most && systemd.Managed() {
-		return fmt.Errorf("%d MiB of memory are used, more than the %d that can be right: the gateway ends, to be started anew", used>>20, m.most>>20)
+	if used := memory(); used > n.most && systemd.Managed() {
+		return fmt.Errorf("%d MiB of memory are used, more than the %d that can be right: the gateway ends, to be started anew", used>>20, n.most>>20)
 	}
 	return nil
 }
 
-// tell tells it. That it cannot is worth a line, no more.
-func (m *manager) tell(states ...string) {
-	if m == nil {
+// tell tells it. That it cannot is worth one line.
+func (n *notifier) tell(states ...string) {
+	if n == nil {
 		return
 	}
-	if err := systemd.Notify(states...); err != nil {
-		m.log.Warn("systemd is not told", "why", err)
+	err := systemd.Notify(states...)
+	if err != nil && !n.deaf {
+		n.log.Warn("systemd is not told", "why", err)
+	}
+	n.deaf = err != nil
+}
+
+// announcer is the task that tells the service manager how the daemon is doing, in a
+// line. It asks every part for that, and waits for who is busy: the watchdog does not
+// depend on it.
+type announcer struct {
+	*parts
+	every time.Duration
+}
+
+func (announcer) String() string { return "status line" }
+
+func (a announcer) Run(ctx context.Context) error {
+	t := time.NewTicker(a.every)
+	defer t.Stop()
+	for said := ""; ; {
+		if line := a.status().Line; line != said {
+			said = line
+			_ = systemd.Notify("STATUS=" + line) // the notifier says that it cannot
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 
@@ -97,4 +123,19 @@ func overdue(t task) time.Duration {
 		return h.Overdue()
 	}
 	return 0
+}
+
+// hung names the tasks that do not turn any more. It waits for none of them.
+func (p *parts) hung() (names []string) {
+	if overdue(committer{p.queue}) > 0 {
+		names = append(names, "log")
+	}
+	if plan := p.plan.Load(); plan != nil {
+		for _, t := range plan.tasks() {
+			if overdue(t) > 0 {
+				names = append(names, t.String())
+			}
+		}
+	}
+	return names
 }

@@ -13,10 +13,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"campus-gateway"
+	"campus-gateway/buffer"
 	"campus-gateway/drivers/sim"
 	"campus-gateway/live"
 	"campus-gateway/ngsi/sandbox"
@@ -66,12 +69,16 @@ sensors:
 	go func() {
 		done <- run(ctx, "/etc/gateway/x.yaml", c, errors.New("x.yaml:3: no"), simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&syncBuffer{}))
 	}()
-	if told := next(); told[0] != "READY=1" || !strings.HasPrefix(told[1], "STATUS=2 sensors") {
-		t.Errorf("at first: %q", told)
-	}
-	told := next()
-	if !slices.Contains(told, "WATCHDOG=1") || !strings.HasPrefix(told[0], "STATUS=2 sensors, 1 gone, ") || !strings.Contains(told[0], "broker down ") {
-		t.Errorf("then: %q", told)
+	// Readiness, life and the line come on their own.
+	var ready, alive, line bool
+	for !ready || !alive || !line {
+		for _, x := range next() {
+			ready, alive = ready || x == "READY=1", alive || x == "WATCHDOG=1"
+			line = line || strings.HasPrefix(x, "STATUS=2 sensors, 1 gone, ") && strings.Contains(x, "broker down ")
+			if alive && !ready {
+				t.Error("alive before it is ready")
+			}
+		}
 	}
 
 	var s status
@@ -113,7 +120,7 @@ sensors:
 	}
 	for told := next(); told[0] != "STOPPING=1"; told = next() {
 	}
-	if code, _, stderr := command(t, "status", "--dir", logs); code != exitNotRunning || !strings.Contains(stderr, "it does not run") {
+	if code, _, stderr := command(t, "status", "--dir", logs); code != exitNotRunning || !strings.Contains(stderr, "no daemon has the log in "+logs) {
 		t.Errorf("%d %s", code, stderr)
 	}
 }
@@ -139,31 +146,113 @@ func TestBeat(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeLog()
-	m := &manager{most: 1 << 40, log: newLogger(&log)}
+	n := &notifier{most: 1 << 40, log: newLogger(&log)}
+	told := make(chan []string)
+	go func() {
+		for {
+			told <- next()
+		}
+	}()
 	for i, x := range []struct {
 		sensing []task
 		alive   bool
 	}{{nil, true}, {[]task{stuck{}}, false}, {[]task{stuck{}}, false}, {nil, true}} {
 		p.plan.Store(&plan{sensing: x.sensing})
-		if err := m.beat(p); err != nil {
+		if err := n.beat(p.hung()); err != nil {
 			t.Fatal(err)
 		}
-		if told := next(); slices.Contains(told, "WATCHDOG=1") != x.alive || strings.Contains(told[0], "hung: stuck") == x.alive {
-			t.Errorf("%d: %q", i, told)
+		select {
+		case got := <-told:
+			if !x.alive || !slices.Equal(got, []string{"WATCHDOG=1"}) {
+				t.Errorf("%d: %q", i, got)
+			}
+		case <-time.After(map[bool]time.Duration{true: 10 * time.Second, false: 100 * time.Millisecond}[x.alive]):
+			if x.alive {
+				t.Errorf("%d: nothing is told", i)
+			}
+		}
+		if line := p.status().Line; strings.Contains(line, "hung: stuck") == x.alive {
+			t.Errorf("%d: %s", i, line)
 		}
 	}
 	if got := log.String(); strings.Count(got, "does not turn any more") != 1 || strings.Count(got, "all tasks turn again") != 1 {
 		t.Errorf("not told once each:\n%s", got)
 	}
-	m.most = 1 << 20
-	if err := m.beat(p); err == nil || !strings.Contains(err.Error(), "to be started anew") {
+	n.most = 1 << 20
+	if err := n.beat(nil); err == nil || !strings.Contains(err.Error(), "to be started anew") {
 		t.Errorf("a leak: %v", err)
 	}
-	next()
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "gone"))
+	n.most = 1 << 40
+	for range 3 {
+		if err := n.beat(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := log.String(); strings.Count(got, "systemd is not told") != 1 {
+		t.Errorf("said each time:\n%s", got)
+	}
+	n.most = 1 << 20
 	t.Setenv("NOTIFY_SOCKET", "")
-	if err := m.beat(p); err != nil {
+	if err := n.beat(nil); err != nil {
 		t.Errorf("nobody would start it anew: %v", err)
 	}
+}
+
+// stuckRecords hangs in a commit, once it is stuck.
+type stuckRecords struct {
+	records
+	stuck *atomic.Bool
+	free  chan struct{}
+}
+
+func (r stuckRecords) Append(dst []byte, rs []gateway.Reading) ([]byte, error) {
+	if r.stuck.Load() {
+		<-r.free
+	}
+	return r.records.Append(dst, rs)
+}
+
+// A log whose commits hang is seen, and who sees it does not wait for it.
+func TestStuckLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := stuckRecords{records{clock: gateway.NewClock()}, &atomic.Bool{}, make(chan struct{})}
+		q, err := buffer.Open(t.TempDir(), r, buffer.Options{Window: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close()
+		p := &parts{queue: q}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- q.Run(ctx) }()
+		put := func() {
+			if err := q.Put(gateway.Reading{Sensor: "x", At: gateway.Stamp{Wall: time.Now()}, Values: []gateway.Value{{Quantity: gateway.Temperature, V: 20.}}}); err != nil {
+				t.Error(err)
+			}
+		}
+		put()
+		time.Sleep(time.Hour)
+		if got := p.hung(); got != nil {
+			t.Errorf("all is well, and %v hangs", got)
+		}
+		r.stuck.Store(true)
+		put()
+		time.Sleep(slowDisk)
+		if got := p.hung(); got != nil {
+			t.Errorf("a slow card, and %v hangs", got)
+		}
+		time.Sleep(time.Minute)
+		if got := p.hung(); !slices.Equal(got, []string{"log"}) {
+			t.Errorf("a commit hangs, and %v is told", got)
+		}
+		close(r.free)
+		cancel()
+		<-done
+		if got := p.hung(); got != nil {
+			t.Errorf("one that has ended hangs: %v", got)
+		}
+	})
 }
 
 // A leak ends the daemon as a failing task does: orderly, with what waits on disk.
@@ -177,7 +266,7 @@ func TestLeakEndsTheDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.manager = &manager{every: 500 * time.Millisecond, most: 1 << 20, log: p.log}
+	p.notify = &notifier{every: 500 * time.Millisecond, most: 1 << 20, log: p.log}
 	stopped := false
 	err = serve(t.Context(), c, p, nil, func(*config) {}, func() { stopped = true })
 	if err == nil || !strings.Contains(err.Error(), "MiB of memory are used") || !stopped {
@@ -390,5 +479,127 @@ func TestUplinkWaitsForItsFile(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Who asks in a bad way, and never ends, takes nothing from the daemon: at most 16
+// connections at a time, each for some seconds. And a configuration that holds a
+// secret in the wrong place is not shown to everybody.
+func TestPublicSocketHostile(t *testing.T) {
+	runtime := t.TempDir()
+	t.Setenv("RUNTIME_DIRECTORY", runtime)
+	c, err := readConfig("x.yaml", fmt.Appendf(nil, "gateway: {id: gw-1}\nlog: {dir: %q}\nlive: {http: {listen: off}}\n", t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, refused := readConfig("x.yaml", []byte("gateway: {id: gw-1}\nbroker: {url: http://x, auth: {bearer_token: CANARY-1}}\n"))
+	if refused == nil || strings.Contains(refused.Error(), "CANARY-1") {
+		t.Errorf("%v", refused)
+	}
+	_, refused = readConfig("x.yaml", []byte("gateway: {id: gw-1}\nnote: CANARY-2\n"))
+	if refused == nil || !strings.Contains(refused.Error(), "CANARY-2") {
+		t.Errorf("an ordinary line is not shown: %v", refused)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, "/etc/gateway/x.yaml", c, refused, simulated{}, newLogger(&syncBuffer{}))
+	}()
+	socket := filepath.Join(runtime, publicSocket)
+	ask := func() (s status, err error) {
+		body, err := askAt(t.Context(), socket, http.MethodGet, "/status")
+		return s, decodeAnswer(body, err, &s)
+	}
+	await(t, "the daemon", func() bool { _, err := ask(); return err == nil })
+	s, err := ask()
+	if err != nil || s.Refused != "1 fault: `sudo gateway check /etc/gateway/x.yaml` shows why" {
+		t.Errorf("%q, %v", s.Refused, err)
+	}
+	files := func() int { all, _ := os.ReadDir("/proc/self/fd"); return len(all) }
+	before := files()
+	for range 200 {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	time.Sleep(50 * time.Millisecond)
+	if now := files(); before > 0 && now > before+200+20 { // the 200 are this test's own
+		t.Errorf("%d files before, %d after 200 connections", before, now)
+	}
+	await(t, "an answer in the end", func() bool { _, err := ask(); return err == nil })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Everybody may ask while a new configuration begins (for the race detector).
+func TestStatusWhileReloading(t *testing.T) {
+	t.Parallel()
+	text := fmt.Appendf(nil, "gateway: {id: gw-1}\nbroker: {url: \"http://%s\"}\nlog: {dir: %q}\nlive: {http: {listen: off}}\nsensors:\n  - {name: room, driver: bme280, interval: 100ms}\n", freeAddress(t), t.TempDir())
+	c, err := readConfig("x.yaml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, closeLog, err := newParts(c, simulated{sim.NewBoard(sim.NewRoom(demoMorning(time.Now()), 1))}, newLogger(&syncBuffer{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeLog()
+	next := make(chan *config)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- serve(ctx, c, p, next, func(*config) {}, func() {}) }()
+	asking := make(chan struct{})
+	go func() {
+		defer close(asking)
+		for ctx.Err() == nil {
+			p.status()
+			p.hung()
+		}
+	}()
+	for range 3 {
+		c, err := readConfig("x.yaml", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next <- c
+	}
+	stop()
+	<-asking
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A key that comes and cannot be used is waited for, too: it does not end the daemon.
+func TestBadSecretDoesNotEndTheDaemon(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	text := fmt.Appendf(nil, "gateway: {id: gw-1}\nbroker: {url: \"mqtt://127.0.0.1:9\", api: iota-json, api_key_file: %q}\nlog: {dir: %q}\nlive: {http: {listen: off}}\n", key, t.TempDir())
+	for _, content := range []string{"", "ab/cd\n", "good\n"} {
+		if err := os.WriteFile(key, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := readConfig("x.yaml", text)
+		if err != nil || (c.whole() == nil) != (content == "good\n") {
+			t.Fatalf("%q: %v", content, err)
+		}
+		if content == "good\n" { // and it changes between the check and its use
+			if err := os.WriteFile(key, []byte("ab/cd"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, closeLog, err := newParts(c, simulated{}, newLogger(&syncBuffer{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, err := buildTasks(c, p)
+		if err != nil || len(plan.absent) != 1 || len(plan.forwarding) != 0 {
+			t.Errorf("%q: %v, %+v", content, err, plan)
+		}
+		plan.close()
+		closeLog()
 	}
 }
