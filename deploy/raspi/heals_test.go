@@ -212,7 +212,7 @@ func TestHeals(t *testing.T) {
 		b.next()
 		for command, want := range map[string]string{
 			"gateway status":                configFile + " is refused, an earlier one runs",
-			"gateway status --json":         "bme289",
+			"gateway status --json":         "1 fault: `sudo gateway check",
 			"systemctl status " + unit:      "the configuration is faulty",
 			"! gateway check " + configFile: "bme289",
 		} {
