@@ -40,15 +40,8 @@ sensors:
 const rounding = 0.001
 
 func TestSabrelite(t *testing.T) {
-	broker := &arrivals{values: map[string][]string{}}
-	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: broker.put}))
-	defer server.Close()
-	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
-	yaml := filepath.Join(t.TempDir(), "gateway.yaml")
-	if err := os.WriteFile(yaml, fmt.Appendf(nil, gatewayYAML, port), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b := boot(t, "sabrelite", yaml,
+	broker, port := listen(t)
+	b := boot(t, "sabrelite", files(t, map[string]string{"gateway.yaml": fmt.Sprintf(gatewayYAML, port)})[0],
 		packaged(t, "linux-armv6"),
 		build(t, "arm", "bus.test", "../drivers/bus", "test", "-c", "-tags", "hil"))
 	b.sh("i2ctransfer -y 1 w1@0x70 0x01") // the mux: plugged in
@@ -162,64 +155,18 @@ func TestSabrelite(t *testing.T) {
 // A board that starts the gateway as its init would: how long the lab waits, after
 // a power cut, for its first reading at the broker.
 func TestStart(t *testing.T) {
-	first := make(chan time.Time, 1)
-	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: func(u sandbox.Update) {
-		if u.Type == "WeatherObserved" {
-			select {
-			case first <- time.Now():
-			default:
-			}
-		}
-	}}))
-	defer server.Close()
-	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
-	dir := t.TempDir()
-	yaml, start := filepath.Join(dir, "gateway.yaml"), filepath.Join(dir, "start")
-	for file, text := range map[string]string{
-		yaml:  fmt.Sprintf(gatewayYAML, port),
-		start: "./gateway run --config gateway.yaml > /tmp/gateway.log 2>&1 &\n",
-	} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b := boot(t, "sabrelite", yaml, start, packaged(t, "linux-armv6"))
-	select {
-	case at := <-first:
-		t.Logf("from the start of the kernel to the first delivered reading: %.1f s", b.kernel+at.Sub(b.up).Seconds())
-	case <-time.After(2 * time.Minute):
-		t.Fatalf("nothing arrived:\n%s", b.sh("cat /tmp/gateway.log"))
-	}
+	broker, port := listen(t)
+	b := boot(t, "sabrelite", append(files(t, map[string]string{
+		"gateway.yaml": fmt.Sprintf(gatewayYAML, port),
+		"start":        "./gateway run --config gateway.yaml > /tmp/gateway.log 2>&1 &\n",
+	}), packaged(t, "linux-armv6"))...)
+	b.tellFirst(broker)
 }
 
 // The Debian package's own service, in its sandbox, on a kernel with a real bus and
 // real lines: what is closed is closed, and the chips can be read all the same.
 func TestService(t *testing.T) {
-	broker := &arrivals{values: map[string][]string{}}
-	first := make(chan time.Time, 1)
-	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: func(u sandbox.Update) {
-		broker.put(u)
-		if u.Type == "WeatherObserved" {
-			select {
-			case first <- time.Now():
-			default:
-			}
-		}
-	}}))
-	defer server.Close()
-	_, port, _ := net.SplitHostPort(server.Listener.Addr().String())
-	dir := t.TempDir()
-	yaml, put := filepath.Join(dir, "gateway.yaml"), filepath.Join(dir, "put")
-	for file, text := range map[string]string{
-		yaml: strings.Replace(fmt.Sprintf(gatewayYAML, port), "log: {dir: /tmp/log}\n", "", 1),
-		// As the package's postinst does it, once there is the group.
-		put: "cp gateway.yaml /debian/etc/gateway/\n" +
-			"printf 'z /etc/gateway 0750 root gateway\\nz /etc/gateway/gateway.yaml 0640 root gateway\\n' > /debian/etc/tmpfiles.d/gateway.conf\n",
-	} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	broker, port := listen(t)
 	if out, err := exec.Command("make", "-C", "..", "package").CombinedOutput(); err != nil {
 		t.Fatalf("make package: %v\n%s", err, out)
 	}
@@ -227,7 +174,12 @@ func TestService(t *testing.T) {
 	if err != nil || len(debs) != 1 {
 		t.Fatalf("%v, %v", debs, err)
 	}
-	b := boot(t, "sabrelite", yaml, put, debs[0])
+	b := boot(t, "sabrelite", append(files(t, map[string]string{
+		"gateway.yaml": strings.Replace(fmt.Sprintf(gatewayYAML, port), "log: {dir: /tmp/log}\n", "", 1),
+		// As the package's postinst does it, once there is the group.
+		"put": "cp gateway.yaml /debian/etc/gateway/\n" +
+			"printf 'z /etc/gateway 0750 root gateway\\nz /etc/gateway/gateway.yaml 0640 root gateway\\n' > /debian/etc/tmpfiles.d/gateway.conf\n",
+	}), debs[0])...)
 	defer func() {
 		if t.Failed() {
 			t.Log(b.sh("journalctl -u gateway --no-pager | tail -n 40"))
@@ -235,12 +187,7 @@ func TestService(t *testing.T) {
 	}()
 
 	b.step("it starts by itself", func(t *testing.T) {
-		select {
-		case at := <-first:
-			t.Logf("from the start of the kernel to the first delivered reading: %.1f s", b.kernel+at.Sub(b.up).Seconds())
-		case <-time.After(2 * time.Minute):
-			t.Fatal("nothing arrived")
-		}
+		b.tellFirst(broker)
 		b.heat("own", 23.5)
 		await(t, "23.5 °C", func() bool { return near(broker.newest("own temperature"), 23.5) })
 		for _, open := range []bool{true, false} {
@@ -381,15 +328,57 @@ func build(t *testing.T, goarch, name, pkg string, command ...string) string {
 	return file
 }
 
+// files writes files for a board and returns their paths.
+func files(t *testing.T, texts map[string]string) (paths []string) {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range texts {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	return paths
+}
+
+// listen is a broker on the host, at a port that boards reach.
+func listen(t *testing.T) (a *arrivals, port string) {
+	t.Helper()
+	a = &arrivals{values: map[string][]string{}}
+	server := httptest.NewServer(sandbox.New(sandbox.Options{OnUpdate: a.put}))
+	t.Cleanup(server.Close)
+	_, port, _ = net.SplitHostPort(server.Listener.Addr().String())
+	return a, port
+}
+
+// tellFirst waits for the first measured entity and tells how long after the start of
+// the board's kernel it came.
+func (b *board) tellFirst(broker *arrivals) {
+	b.t.Helper()
+	var at time.Time
+	await(b.t, "the first reading", func() bool {
+		broker.mu.Lock()
+		defer broker.mu.Unlock()
+		at = broker.first
+		return !at.IsZero()
+	})
+	b.t.Logf("from the start of the kernel to the first delivered reading: %.1f s", b.kernel+at.Sub(b.up).Seconds())
+}
+
 // arrivals is what has come to the broker.
 type arrivals struct {
 	mu     sync.Mutex
+	first  time.Time           // of a measured entity
 	values map[string][]string // as JSON, by entity and attribute ("own temperature")
 }
 
 func (a *arrivals) put(u sandbox.Update) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if u.Type == "WeatherObserved" && a.first.IsZero() {
+		a.first = time.Now()
+	}
 	for _, attr := range u.Attrs {
 		key := u.ID[strings.LastIndexByte(u.ID, ':')+1:] + " " + attr.Name
 		a.values[key] = append(a.values[key], attr.Value)
