@@ -97,6 +97,14 @@ func TestReloadOnChange(t *testing.T) {
 		if c := next(time.Hour); c != nil {
 			t.Error("read again though nothing has come")
 		}
+
+		// Who may read it is a part of the file, too: it may be this user, now.
+		if err := os.Chmod(file, 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if c := next(2 * lookEvery); c == nil {
+			t.Error("it may be read by others, and is not read")
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
