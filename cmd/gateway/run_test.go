@@ -102,7 +102,7 @@ func TestReloadOnChange(t *testing.T) {
 		if err := os.Chmod(file, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		if c := next(2 * lookEvery); c == nil {
+		if c := next(3 * lookEvery); c == nil {
 			t.Error("it may be read by others, and is not read")
 		}
 		cancel()
